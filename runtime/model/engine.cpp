@@ -5,43 +5,13 @@
 #include <cmath>
 #include <cstring>
 
-#include "runtime/core/bytes.hpp"
-#include "runtime/core/error.hpp"
+#include "runtime/model/completion.hpp"
 
 namespace tessera {
 namespace {
 
 double epoch_seconds() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
-}
-
-std::vector<std::byte> pack(const RankReport& r) {
-  ByteWriter writer;
-  writer.value(r.world_rank);
-  writer.array(r.op_s);
-  for (const auto* counts : {&r.exchange.bytes_selected, &r.exchange.bytes_needed, &r.exchange.bytes_full,
-                             &r.exchange.units_sent}) {
-    writer.array(*counts);
-  }
-  for (std::int64_t peak : {r.peak_total, r.peak_weights, r.peak_kv, r.peak_workspace, r.peak_resident}) {
-    writer.value(peak);
-  }
-  return writer.take();
-}
-
-RankReport unpack(std::span<const std::byte> bytes) {
-  ByteReader reader(bytes);
-  RankReport r;
-  reader.value(r.world_rank);
-  reader.array(r.op_s);
-  for (auto* counts : {&r.exchange.bytes_selected, &r.exchange.bytes_needed, &r.exchange.bytes_full,
-                       &r.exchange.units_sent}) {
-    reader.array(*counts);
-  }
-  for (std::int64_t* peak : {&r.peak_total, &r.peak_weights, &r.peak_kv, &r.peak_workspace, &r.peak_resident}) {
-    reader.value(*peak);
-  }
-  return r;
 }
 
 }  // namespace
@@ -194,10 +164,15 @@ void Engine::complete_finished(RequestSource* source) {
     }
     const std::size_t steps = active.completion.decode_positions.size();
     active.completion.per_token_s = steps > 0 ? seconds_since(active.first_token_at) / static_cast<double>(steps) : NAN;
-    const auto reports = grid_.group->gather(pack(report(active)), 0);
+    ByteWriter writer;
+    pack_report(writer, report(active));
+    const auto reports = grid_.group->gather(writer.take(), 0);
     cache_.remove_sequence(active.sequence);
     if (grid_.is_group_leader()) {
-      for (const auto& bytes : reports) active.completion.ranks.push_back(unpack(bytes));
+      for (const auto& bytes : reports) {
+        ByteReader reader(bytes);
+        active.completion.ranks.push_back(unpack_report(reader));
+      }
       source->finished(std::move(active.completion));
     }
     active_.erase(active_.begin() + static_cast<std::ptrdiff_t>(i));

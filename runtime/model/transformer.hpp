@@ -12,6 +12,7 @@
 #include "parallel/grid.hpp"
 #include "parallel/partition.hpp"
 #include "runtime/core/memory.hpp"
+#include "runtime/model/completion.hpp"
 #include "runtime/model/op_times.hpp"
 #include "runtime/model/rope_table.hpp"
 #include "runtime/model/tensor_plan.hpp"
@@ -21,14 +22,6 @@ namespace tessera {
 
 // Told before each step: the watchdog listens.
 using StepListener = std::function<void(Phase phase, int layer, Operation operation)>;
-
-// What crossed between sequence-parallel ranks, as received by this rank.
-struct ExchangeCounts {
-  std::vector<std::uint64_t> bytes_selected;  // (L) bytes of the units that the selection names
-  std::vector<std::uint64_t> bytes_needed;    // (L) of them, bytes that this rank's rows need
-  std::vector<std::uint64_t> bytes_full;      // (L) bytes of a full all-gather
-  std::vector<std::uint64_t> units_sent;      // (L) pages sent to all peers together
-};
 
 struct DecodeRow {
   int sequence = 0;                              // handle in the KV cache

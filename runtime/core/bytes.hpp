@@ -18,18 +18,22 @@ class ByteWriter {
   template <typename T>
     requires std::is_trivially_copyable_v<T>
   void value(const T& value) {
-    const auto* first = reinterpret_cast<const std::byte*>(&value);
-    bytes_.insert(bytes_.end(), first, first + sizeof(T));
+    append(&value, sizeof(T));
   }
   template <typename Container>
   void array(const Container& values) {
     value(static_cast<std::uint64_t>(values.size()));
-    const auto* first = reinterpret_cast<const std::byte*>(values.data());
-    bytes_.insert(bytes_.end(), first, first + values.size() * sizeof(*values.data()));
+    append(values.data(), values.size() * sizeof(*values.data()));
   }
   std::vector<std::byte> take() { return std::move(bytes_); }
 
  private:
+  void append(const void* source, std::size_t count) {
+    if (count == 0) return;
+    bytes_.resize(bytes_.size() + count);
+    std::memcpy(bytes_.data() + bytes_.size() - count, source, count);
+  }
+
   std::vector<std::byte> bytes_;
 };
 

@@ -1,0 +1,47 @@
+// Everything that a run knows about its model before weights are loaded: read and checked on every rank alike.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "io/chat_prompt.hpp"
+#include "io/model_config.hpp"
+#include "io/run_key.hpp"
+#include "io/tokenizer.hpp"
+#include "jobs/options.hpp"
+#include "parallel/grid.hpp"
+#include "runtime/model/tensor_plan.hpp"
+
+namespace tessera {
+
+struct ModelSetup {
+  ModelConfig config;
+  EffectiveRope rope;
+  Tokenizer tokenizer;
+  ChatFamily chat;
+  std::string model_name;  // last part of the directory
+};
+
+// InputError for a bad file; UsageError when length + output exceeds what the model's rope allows.
+ModelSetup read_model_setup(const std::string& model_dir, const std::string& rope_option, std::int64_t total_tokens);
+
+ChatFamily chat_family_of(ModelFamily family);
+
+// Bytes that one rank of the grid will hold, as planned.
+struct MemoryPlan {
+  std::int64_t weights = 0;
+  std::int64_t kv = 0;
+  std::int64_t workspace = 0;
+  std::int64_t total() const { return weights + kv + workspace; }
+};
+MemoryPlan plan_memory(const ModelConfig& config, const GridShape& shape, std::int64_t prompt_tokens,
+                       std::int64_t max_tokens, int batch, std::int64_t weight_element_bytes, DType kv_dtype);
+
+// ResourceError when the ranks of this machine ask for more than it has available; names both, and what to change.
+void check_memory(const MemoryPlan& plan, int local_ranks);
+
+// Memory that this process may still take: the smaller of MemAvailable and the control group's limit.
+std::int64_t available_memory_bytes();
+
+}  // namespace tessera

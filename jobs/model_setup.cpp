@@ -39,23 +39,26 @@ ModelSetup read_model_setup(const std::string& model_dir, const std::string& rop
   return {std::move(config), std::move(rope), std::move(tokenizer), chat, path.filename().string()};
 }
 
-MemoryPlan plan_memory(const ModelConfig& config, const GridShape& shape, std::int64_t prompt_tokens,
-                       std::int64_t max_tokens, int batch, std::int64_t weight_element_bytes, DType kv_dtype) {
+MemoryPlan plan_memory(const ModelConfig& config, const MemoryRequest& request) {
+  const GridShape& shape = request.shape;
   MemoryPlan plan;
   for (const TensorSpec& spec : declare_tensors(config)) {
     const Slice slice = slice_of(spec, config, 0, shape.tp);
-    plan.weights += slice.rows() * slice.columns() * weight_element_bytes;
+    const bool copied = request.weights_copied || slice.columns() != spec.columns;
+    const std::int64_t bytes = slice.rows() * slice.columns() * request.weight_element_bytes;
+    (copied ? plan.weights_owned : plan.weights_mapped) += bytes;
+    if (!copied) plan.weights_mapped_whole += spec.rows * spec.columns * request.weight_element_bytes;
   }
   const HeadShare share = head_share(config, 0, shape.tp);
   const KvShape kv{static_cast<int>(config.layers), static_cast<int>(share.kv_heads),
-                   static_cast<int>(config.head_dim), kv_dtype};
-  plan.kv = kv_slots_needed(config, share, shape, prompt_tokens, max_tokens, batch) *
+                   static_cast<int>(config.head_dim), request.kv_dtype};
+  plan.kv = kv_slots_needed(config, share, shape, request.prompt_tokens, request.max_tokens, request.batch) *
             static_cast<std::int64_t>(kv.slot_bytes());
   // Residual stream, queries and attention output of a prompt, and the rope tables.
-  const std::int64_t local = SequencePartition(prompt_tokens, shape.sp).tokens_of(0);
+  const std::int64_t local = SequencePartition(request.prompt_tokens, shape.sp).tokens_of(0);
   const std::int64_t ropes = config.family == ModelFamily::kGemma3 ? 2 : 1;
   plan.workspace = 4 * (local * (config.hidden + 2 * share.heads * config.head_dim) +
-                        ropes * max_tokens * config.head_dim);
+                        ropes * request.max_tokens * config.head_dim);
   return plan;
 }
 
@@ -76,12 +79,13 @@ std::int64_t available_memory_bytes() {
 
 void check_memory(const MemoryPlan& plan, int local_ranks) {
   const std::int64_t available = available_memory_bytes();
-  const std::int64_t asked = plan.total() * local_ranks;
+  const std::int64_t mapped = std::min(plan.weights_mapped * local_ranks, plan.weights_mapped_whole);
+  const std::int64_t asked = mapped + (plan.weights_owned + plan.kv + plan.workspace) * local_ranks;
   if (asked <= available) return;
   constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
   throw ResourceError("memory: {} ranks on this machine need {:.2f} GiB (weights {:.2f}, KV {:.2f}, workspace {:.2f} a "
                       "rank), but {:.2f} GiB are available; use more machines, a smaller --batch or a shorter --length",
-                      local_ranks, asked / kGiB, plan.weights / kGiB, plan.kv / kGiB, plan.workspace / kGiB,
+                      local_ranks, asked / kGiB, (plan.weights_mapped + plan.weights_owned) / kGiB, plan.kv / kGiB, plan.workspace / kGiB,
                       available / kGiB);
 }
 

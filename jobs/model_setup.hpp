@@ -30,13 +30,22 @@ ChatFamily chat_family_of(ModelFamily family);
 
 // Bytes that one rank of the grid will hold, as planned.
 struct MemoryPlan {
-  std::int64_t weights = 0;
+  std::int64_t weights_mapped = 0;  // pages of the checkpoint's files, which the ranks of a machine share
+  std::int64_t weights_mapped_whole = 0;  // the most that all ranks together can map
+  std::int64_t weights_owned = 0;   // copies of its own: column slices, fp32 copies, drawn weights
   std::int64_t kv = 0;
   std::int64_t workspace = 0;
-  std::int64_t total() const { return weights + kv + workspace; }
 };
-MemoryPlan plan_memory(const ModelConfig& config, const GridShape& shape, std::int64_t prompt_tokens,
-                       std::int64_t max_tokens, int batch, std::int64_t weight_element_bytes, DType kv_dtype);
+struct MemoryRequest {
+  GridShape shape;
+  std::int64_t prompt_tokens = 0;
+  std::int64_t max_tokens = 0;  // output included
+  int batch = 1;
+  bool weights_copied = false;  // drawn, or widened to fp32
+  std::int64_t weight_element_bytes = 2;
+  DType kv_dtype = DType::kF32;
+};
+MemoryPlan plan_memory(const ModelConfig& config, const MemoryRequest& request);
 
 // ResourceError when the ranks of this machine ask for more than it has available; names both, and what to change.
 void check_memory(const MemoryPlan& plan, int local_ranks);

@@ -235,6 +235,27 @@ void place(Weights& weights, const TensorSpec& spec, const MatrixView& view) {
 
 }  // namespace
 
+namespace {
+
+// Where each declared tensor lies, all of them checked before any is read.
+std::vector<Checkpoint::Tensor> locate_tensors(const Checkpoint& checkpoint, const std::string& model_dir,
+                                               const std::vector<TensorSpec>& specs, const ModelConfig& config) {
+  const CheckpointIndex index(checkpoint, model_dir);
+  std::vector<Checkpoint::Tensor> tensors;
+  for (const TensorSpec& spec : specs) {
+    tensors.push_back(index.require(spec));
+    tensors.back().file->dtype_of(*tensors.back().entry);
+  }
+  index.refuse_unknown(specs, config);
+  return tensors;
+}
+
+}  // namespace
+
+void check_checkpoint(const std::string& model_dir, const ModelConfig& config) {
+  locate_tensors(Checkpoint::open(model_dir), model_dir, declare_tensors(config), config);
+}
+
 Weights load_weights(const std::string& model_dir, const ModelConfig& config, const LoadOptions& options,
                      Communicator& tp, MemoryMeter& meter) {
   const std::vector<TensorSpec> specs = declare_tensors(config);
@@ -247,13 +268,7 @@ Weights load_weights(const std::string& model_dir, const ModelConfig& config, co
     for (const TensorSpec& spec : specs) place(weights, spec, loader.random(spec));
   } else {
     weights.checkpoint = Checkpoint::open(model_dir);
-    const CheckpointIndex index(*weights.checkpoint, model_dir);
-    std::vector<Checkpoint::Tensor> tensors;  // all are checked before any is read
-    for (const TensorSpec& spec : specs) {
-      tensors.push_back(index.require(spec));
-      tensors.back().file->dtype_of(*tensors.back().entry);
-    }
-    index.refuse_unknown(specs, config);
+    const auto tensors = locate_tensors(*weights.checkpoint, model_dir, specs, config);
     for (std::size_t i = 0; i < specs.size(); ++i) place(weights, specs[i], loader.from_file(specs[i], tensors[i]));
   }
   if (config.tied_embeddings) weights.lm_head = weights.embedding;

@@ -53,6 +53,10 @@ struct LoadOptions {
   bool as_f32 = false;                       // keep fp32 copies; else the file's dtype
 };
 
+// Opens the checkpoint and compares every declared tensor with it: presence, shape, dtype; InputError as load_weights.
+// Reads headers only.
+void check_checkpoint(const std::string& model_dir, const ModelConfig& config);
+
 // Collective over tp. InputError names the tensor with both shapes when the checkpoint does not match the
 // configuration; nothing is read before all shapes were checked.
 Weights load_weights(const std::string& model_dir, const ModelConfig& config, const LoadOptions& options,

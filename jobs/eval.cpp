@@ -122,7 +122,7 @@ class Recorder {
 
   void derive_trace() {
     const JournalContents contents = read_journal(journal_path_of(options_.trace));
-    write_trace(contents, journal_loader(contents), options_.trace);
+    write_trace(contents, options_.trace);
     in_trace_ = done_;
     trace_written_ = HostClock::now();
   }

@@ -276,4 +276,27 @@ Weights load_weights(const std::string& model_dir, const ModelConfig& config, co
   return weights;
 }
 
+std::uint64_t touch_all(const Weights& weights) {
+  std::vector<const MatrixView*> views{&weights.embedding};
+  if (weights.lm_head.data != weights.embedding.data) views.push_back(&weights.lm_head);
+  for (const LayerWeights& w : weights.layers) {
+    views.insert(views.end(), {&w.q, &w.k, &w.v, &w.o, &w.gate, &w.up, &w.down});
+  }
+  constexpr std::size_t kPiece = 4 << 20;  // bytes a task
+  std::uint64_t sum = 0;
+  for (const MatrixView* view : views) {
+    const std::size_t bytes = view->bytes();
+#pragma omp parallel for schedule(dynamic) reduction(+ : sum)
+    for (std::size_t first = 0; first < bytes; first += kPiece) {
+      const std::size_t last = std::min(bytes, first + kPiece);
+      for (std::size_t i = first; i + sizeof(std::uint64_t) <= last; i += sizeof(std::uint64_t)) {
+        std::uint64_t word;
+        std::memcpy(&word, view->data + i, sizeof word);
+        sum += word;
+      }
+    }
+  }
+  return sum;
+}
+
 }  // namespace tessera

@@ -62,6 +62,10 @@ void check_checkpoint(const std::string& model_dir, const ModelConfig& config);
 Weights load_weights(const std::string& model_dir, const ModelConfig& config, const LoadOptions& options,
                      Communicator& tp, MemoryMeter& meter);
 
+// Reads every byte of the weights once, on all threads, and returns a checksum: what pages of mapped files cost is then
+// paid. Independent of the number of threads.
+std::uint64_t touch_all(const Weights& weights);
+
 // One value of a random model: uniform with variance 1 / fan-in for matrices, 1 for norm scales, small for biases; a pure
 // function of (seed, tensor name, global index).
 void draw_random(const TensorSpec& spec, const ModelConfig& config, std::uint64_t seed, const Slice& slice,

@@ -145,7 +145,7 @@ json bench_load(const BenchOptions& options) {
 json bench_gemm(const BenchOptions& options) {
   json result = common(options, "gemm");
   result["shapes"] = json::array();
-  for (const auto [out, in] : {std::pair{896, 896}, {4864, 896}, {896, 4864}, {128, 896}}) {
+  for (const auto& [out, in] : {std::pair{896, 896}, {4864, 896}, {896, 4864}, {128, 896}}) {
     for (const std::int64_t rows : {std::int64_t{1}, std::int64_t{16}, std::int64_t{512}, options.length}) {
       const std::vector<float> x = random_floats(static_cast<std::size_t>(rows * in), 1);
       const std::vector<float> w = random_floats(static_cast<std::size_t>(out) * in, 2);

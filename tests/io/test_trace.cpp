@@ -368,3 +368,34 @@ TEST_CASE("traces and journals merge into one trace of many points") {
   printed([&](std::FILE* out) { return run_trace_check(merged, out); });
   message_of([&] { run_trace_merge(a, {a, b}, stdout); }, ExitCode::kUsage);
 }
+
+TEST_CASE("h5py, and xarray where installed, open a trace and find the exported values") {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("run.h5"), expected = folder.file("expected.jsonl"),
+                    printed_to = folder.file("printed");
+  const std::string script =
+      (std::filesystem::path(TESSERA_FIXTURES).parent_path() / "io/check_trace.py").string();
+  const char* chosen = std::getenv("TESSERA_PYTHON");
+  const std::string python = chosen != nullptr ? chosen : "python3";
+  const auto check = [&](const std::string& arguments) {
+    const int status =
+        std::system((python + " " + script + " " + arguments + " > " + printed_to + " 2>&1").c_str());
+    const std::string output = read_file(printed_to);
+    const int code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    if (code == 77 || code == 127) {
+      MESSAGE("SKIPPED: " << output);
+      return;
+    }
+    INFO(output);
+    CHECK(code == 0);
+  };
+  write_random_run(path, 14, 4);
+  write_trace(read_journal(path + ".journal"), path);
+  write_file(expected, printed([&](std::FILE* out) {
+               return run_trace_export({path, "samples", "jsonl"}, out);
+             }));
+  check(path + " " + expected);
+  const std::string empty = folder.file("empty.h5");
+  write_trace(TraceTables(), {}, empty);
+  check(empty);
+}

@@ -103,6 +103,9 @@ herr_t image_keep_udata(void*) {
 }  // namespace
 
 Hdf5Quiet::Hdf5Quiet() {
+  // Every file is closed by its owner. The library's own closing at exit adds nothing, but complains on
+  // stderr about what a damaged file left in its caches. The first call counts, and comes before any other.
+  H5dont_atexit();
   H5Eget_auto2(H5E_DEFAULT, &function_, &data_);
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
 }
@@ -172,6 +175,7 @@ Hdf5Image::Hdf5Image() {
   const Hdf5Id create(hdf5_checked(H5Pcreate(H5P_FILE_CREATE), "H5Pcreate", "/"), H5Pclose);
   hdf5_checked(H5Pset_link_creation_order(create.get(), H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED),
                "H5Pset_link_creation_order", "/");
+  hdf5_checked(H5Pset_obj_track_times(create.get(), false), "H5Pset_obj_track_times", "/");
   file_ = {hdf5_checked(H5Fcreate("tessera-trace-image", H5F_ACC_TRUNC, create.get(), access.get()),
                         "H5Fcreate", "/"),
            H5Fclose};
@@ -196,6 +200,7 @@ Hdf5Id create_group(hid_t parent, const std::string& name) {
   const Hdf5Id create(hdf5_checked(H5Pcreate(H5P_GROUP_CREATE), "H5Pcreate", name), H5Pclose);
   hdf5_checked(H5Pset_link_creation_order(create.get(), H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED),
                "H5Pset_link_creation_order", name);
+  hdf5_checked(H5Pset_obj_track_times(create.get(), false), "H5Pset_obj_track_times", name);
   return {hdf5_checked(H5Gcreate2(parent, name.c_str(), H5P_DEFAULT, create.get(), H5P_DEFAULT), "H5Gcreate",
                        name),
           H5Gclose};

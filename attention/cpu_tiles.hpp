@@ -71,46 +71,42 @@ HWY_INLINE void multiply_registers(const TileProduct& p, std::size_t row, std::s
 }
 
 #if HWY_TARGET == HWY_AVX3
-inline constexpr int kRegisterRows = 4;
 inline constexpr int kRegisterVectors = 4;
 #else
-inline constexpr int kRegisterRows = 4;
 inline constexpr int kRegisterVectors = 2;
 #endif
+
+template <int kM>
+HWY_INLINE void multiply_rows(const TileProduct& p, std::size_t row, std::size_t columns) {
+  std::size_t column = 0;
+  for (; column + kRegisterVectors * kLanes <= columns; column += kRegisterVectors * kLanes) {
+    multiply_registers<kM, kRegisterVectors>(p, row, column);
+  }
+  for (; column < columns; column += kLanes) multiply_registers<kM, 1>(p, row, column);
+}
 
 // Rows first … last − 1 of C over `columns` columns, a multiple of kLanes.
 HWY_INLINE void multiply_tile(const TileProduct& p, std::size_t first, std::size_t last,
                               std::size_t columns) {
   std::size_t row = first;
-  for (; row + kRegisterRows <= last; row += kRegisterRows) {
-    std::size_t column = 0;
-    for (; column + kRegisterVectors * kLanes <= columns; column += kRegisterVectors * kLanes) {
-      multiply_registers<kRegisterRows, kRegisterVectors>(p, row, column);
-    }
-    for (; column < columns; column += kLanes) multiply_registers<kRegisterRows, 1>(p, row, column);
-  }
-  for (; row < last; ++row) {
-    std::size_t column = 0;
-    for (; column + kRegisterVectors * kLanes <= columns; column += kRegisterVectors * kLanes) {
-      multiply_registers<1, kRegisterVectors>(p, row, column);
-    }
-    for (; column < columns; column += kLanes) multiply_registers<1, 1>(p, row, column);
+  for (; row + 4 <= last; row += 4) multiply_rows<4>(p, row, columns);
+  switch (last - row) {
+    case 3:
+      return multiply_rows<3>(p, row, columns);
+    case 2:
+      return multiply_rows<2>(p, row, columns);
+    case 1:
+      return multiply_rows<1>(p, row, columns);
+    default:
+      return;
   }
 }
 
-// `rows` rows of head_dim elements as floats, rows `stride` floats apart and padded with zeros to it. fp32
-// data whose rows need no padding are read where they are.
+// `rows` rows of head_dim elements as floats; fp32 data are read where they are.
 HWY_INLINE const float* rows_as_floats(const std::byte* source, DType dtype, std::size_t rows,
-                                       std::size_t head_dim, std::size_t stride, float* scratch) {
-  if (dtype == DType::kF32 && stride == head_dim) return reinterpret_cast<const float*>(source);
-  if (stride == head_dim) {
-    convert_to_float(source, dtype, scratch, rows * head_dim);
-    return scratch;
-  }
-  for (std::size_t row = 0; row < rows; ++row) {
-    convert_to_float(source + row * head_dim * size_of(dtype), dtype, scratch + row * stride, head_dim);
-    for (std::size_t i = head_dim; i < stride; ++i) scratch[row * stride + i] = 0.0f;
-  }
+                                       std::size_t head_dim, float* scratch) {
+  if (dtype == DType::kF32) return reinterpret_cast<const float*>(source);
+  convert_to_float(source, dtype, scratch, rows * head_dim);
   return scratch;
 }
 

@@ -52,19 +52,98 @@ struct DecodeState {
   float* sums = nullptr;     // (G)
 };
 
-// scores[g, key] = q_g · k_key for keys first … last − 1.
-HWY_INLINE void score_keys(const DecodeState& s, const float* keys, std::size_t first, std::size_t last) {
+// A block of keys and values as they lie in the cache: kType, rows of `stride` elements.
+struct DecodeBlock {
+  const std::byte* keys = nullptr;
+  const std::byte* values = nullptr;
+  std::size_t first = 0;  // keys first … last − 1 are visible
+  std::size_t last = 0;
+  const std::byte* next = nullptr;  // slot of the next block, or null
+  std::size_t slot_bytes = 0;
+};
+
+// scores[head + h, key + i] = q · k for h < kHeads, i < 4.
+template <DType kType, int kHeads>
+HWY_INLINE void score_four_keys(const DecodeState& s, int head, const std::byte* keys, std::size_t key) {
   const Floats d;
-  for (std::size_t key = first; key < last; ++key) {
-    for (int g = 0; g < s.group; ++g) {
-      FloatVec sum = hn::Zero(d);
-      for (std::size_t i = 0; i < s.stride; i += kLanes) {
-        sum = hn::MulAdd(hn::LoadU(d, s.queries + g * s.stride + i), hn::LoadU(d, keys + key * s.stride + i),
-                         sum);
-      }
-      s.scores[g * kBlockTokens + key] = sum_of(sum);
+  const std::size_t stride = s.stride;
+  const float* q = s.queries + static_cast<std::size_t>(head) * stride;
+  FloatVec sums[kHeads][4];
+  for (int h = 0; h < kHeads; ++h) {
+    for (int i = 0; i < 4; ++i) sums[h][i] = hn::Zero(d);
+  }
+  for (std::size_t c = 0; c < stride; c += kLanes) {
+    FloatVec ks[4];
+    for (int i = 0; i < 4; ++i) ks[i] = load_floats<kType>(keys, (key + i) * stride + c);
+    for (int h = 0; h < kHeads; ++h) {
+      const FloatVec value = hn::LoadU(d, q + h * stride + c);
+      for (int i = 0; i < 4; ++i) sums[h][i] = hn::MulAdd(value, ks[i], sums[h][i]);
     }
   }
+  for (int h = 0; h < kHeads; ++h) sum_four(sums[h], s.scores + (head + h) * kBlockTokens + key);
+}
+
+// Keys first … last − 1, rounded out to fours: what lies past them in the block is not used. Meanwhile the
+// slot of the next block is fetched, so that memory does not wait for arithmetic.
+template <DType kType>
+HWY_INLINE void score_keys(const DecodeState& s, const DecodeBlock& b) {
+  const std::size_t share = b.slot_bytes / (kBlockTokens / 4);
+  for (std::size_t key = b.first / 4 * 4; key < b.last; key += 4) {
+    if (b.next != nullptr) {
+      const std::byte* part = b.next + key / 4 * share;
+      for (std::size_t i = 0; i < share; i += 64)
+        __builtin_prefetch(part + i, 0, 2);  // into L2: L1 holds this block
+    }
+    int head = 0;
+    for (; head + 4 <= s.group; head += 4) score_four_keys<kType, 4>(s, head, b.keys, key);
+    switch (s.group - head) {
+      case 3:
+        score_four_keys<kType, 3>(s, head, b.keys, key);
+        break;
+      case 2:
+        score_four_keys<kType, 2>(s, head, b.keys, key);
+        break;
+      case 1:
+        score_four_keys<kType, 1>(s, head, b.keys, key);
+        break;
+      default:
+        break;
+    }
+  }
+}
+
+// outputs[head + h, c …] += Σ_key weight · value over kVectors vectors of channels.
+template <DType kType, int kHeads, int kVectors>
+HWY_INLINE void weigh_channels(const DecodeState& s, const DecodeBlock& b, int head, std::size_t channel) {
+  const Floats d;
+  const std::size_t stride = s.stride;
+  float* out = s.outputs + static_cast<std::size_t>(head) * stride + channel;
+  const float* weights = s.scores + static_cast<std::size_t>(head) * kBlockTokens;
+  FloatVec sums[kHeads][kVectors];
+  for (int h = 0; h < kHeads; ++h) {
+    for (int j = 0; j < kVectors; ++j) sums[h][j] = hn::LoadU(d, out + h * stride + j * kLanes);
+  }
+  for (std::size_t key = b.first; key < b.last; ++key) {
+    FloatVec vs[kVectors];
+    for (int j = 0; j < kVectors; ++j)
+      vs[j] = load_floats<kType>(b.values, key * stride + channel + j * kLanes);
+    for (int h = 0; h < kHeads; ++h) {
+      const FloatVec weight = hn::Set(d, weights[h * kBlockTokens + key]);
+      for (int j = 0; j < kVectors; ++j) sums[h][j] = hn::MulAdd(weight, vs[j], sums[h][j]);
+    }
+  }
+  for (int h = 0; h < kHeads; ++h) {
+    for (int j = 0; j < kVectors; ++j) hn::StoreU(sums[h][j], d, out + h * stride + j * kLanes);
+  }
+}
+
+template <DType kType, int kHeads>
+HWY_INLINE void weigh_values(const DecodeState& s, const DecodeBlock& b, int head) {
+  std::size_t channel = 0;
+  for (; channel + kRegisterVectors * kLanes <= s.stride; channel += kRegisterVectors * kLanes) {
+    weigh_channels<kType, kHeads, kRegisterVectors>(s, b, head, channel);
+  }
+  for (; channel < s.stride; channel += kLanes) weigh_channels<kType, kHeads, 1>(s, b, head, channel);
 }
 
 // Online softmax of one head over the block; earlier outputs are scaled when the maximum moves.
@@ -84,7 +163,7 @@ HWY_INLINE void soften_row(const DecodeState& s, int g, std::size_t first, std::
     sum = hn::Add(sum, weight);
     hn::StoreU(weight, d, scores + i);
   }
-  const float factor = std::exp2(s.maxima[g] - base);
+  const float factor = maximum == s.maxima[g] ? 1.0f : std::exp2(s.maxima[g] - base);
   s.sums[g] = s.sums[g] * factor + sum_of(sum);
   s.maxima[g] = maximum;
   if (factor == 1.0f) return;
@@ -94,21 +173,49 @@ HWY_INLINE void soften_row(const DecodeState& s, int g, std::size_t first, std::
   }
 }
 
-HWY_INLINE void decode_block(const DecodeState& s, const float* keys, const float* values, std::size_t first,
-                             std::size_t last) {
-  score_keys(s, keys, first, last);
-  for (int g = 0; g < s.group; ++g) soften_row(s, g, first, last);
-  TileProduct product;
-  product.a = s.scores + first;
-  product.row_step = kBlockTokens;
-  product.inner_step = 1;
-  product.b = values + first * s.stride;
-  product.b_stride = s.stride;
-  product.c = s.outputs;
-  product.c_stride = s.stride;
-  product.inner = last - first;
-  product.accumulate = true;
-  multiply_tile(product, 0, static_cast<std::size_t>(s.group), s.stride);
+template <DType kType>
+HWY_INLINE void decode_block(const DecodeState& s, const DecodeBlock& b) {
+  score_keys<kType>(s, b);
+  for (int g = 0; g < s.group; ++g) soften_row(s, g, b.first, b.last);
+  int head = 0;
+  for (; head + 4 <= s.group; head += 4) weigh_values<kType, 4>(s, b, head);
+  switch (s.group - head) {
+    case 3:
+      return weigh_values<kType, 3>(s, b, head);
+    case 2:
+      return weigh_values<kType, 2>(s, b, head);
+    case 1:
+      return weigh_values<kType, 1>(s, b, head);
+    default:
+      return;
+  }
+}
+
+// Rows that are not whole vectors are copied out and padded; others are read, and widened, where they lie.
+HWY_INLINE void decode_any_block(const DecodeState& s, DecodeBlock b, DType dtype, std::size_t head_dim,
+                                 float* scratch) {
+  if (s.stride == head_dim) {
+    switch (dtype) {
+      case DType::kF32:
+        return decode_block<DType::kF32>(s, b);
+      case DType::kBF16:
+        return decode_block<DType::kBF16>(s, b);
+      case DType::kF16:
+        return decode_block<DType::kF16>(s, b);
+    }
+  }
+  float* keys = scratch;
+  float* values = scratch + kBlockTokens * s.stride;
+  for (std::size_t row = 0; row < b.last; ++row) {
+    const std::size_t offset = row * head_dim * size_of(dtype);
+    convert_to_float(b.keys + offset, dtype, keys + row * s.stride, head_dim);
+    convert_to_float(b.values + offset, dtype, values + row * s.stride, head_dim);
+    std::fill(keys + row * s.stride + head_dim, keys + (row + 1) * s.stride, 0.0f);
+    std::fill(values + row * s.stride + head_dim, values + (row + 1) * s.stride, 0.0f);
+  }
+  b.keys = reinterpret_cast<const std::byte*>(keys);
+  b.values = reinterpret_cast<const std::byte*>(values);
+  decode_block<DType::kF32>(s, b);
 }
 
 void decode_task(const DecodeAttentionParams& p, const DecodeTask& task, float* workspace) {
@@ -117,9 +224,8 @@ void decode_task(const DecodeAttentionParams& p, const DecodeTask& task, float* 
   DecodeState s;
   s.group = p.heads / kv.kv_heads;
   s.stride = padded_head_dim(kv.head_dim);
-  float* keys_scratch = workspace;
-  float* values_scratch = keys_scratch + kBlockTokens * s.stride;
-  s.queries = values_scratch + kBlockTokens * s.stride;
+  float* scratch = workspace;
+  s.queries = scratch + 2 * kBlockTokens * s.stride;
   s.outputs = s.queries + s.group * s.stride;
   s.scores = s.outputs + s.group * s.stride;
   s.maxima = s.scores + s.group * kBlockTokens;
@@ -143,12 +249,15 @@ void decode_task(const DecodeAttentionParams& p, const DecodeTask& task, float* 
     const std::int64_t low = std::max(start, oldest);
     const std::int64_t high = std::min(start + kBlockTokens, newest);
     if (low >= high || !kv.holds(task.kv_head, block)) continue;
-    const std::size_t last = static_cast<std::size_t>(high - start);
-    const float* keys =
-        rows_as_floats(kv.keys(task.kv_head, block), kv.dtype, last, head_dim, s.stride, keys_scratch);
-    const float* values =
-        rows_as_floats(kv.values(task.kv_head, block), kv.dtype, last, head_dim, s.stride, values_scratch);
-    decode_block(s, keys, values, static_cast<std::size_t>(low - start), last);
+    DecodeBlock b;
+    b.keys = kv.keys(task.kv_head, block);
+    b.values = kv.values(task.kv_head, block);
+    b.first = static_cast<std::size_t>(low - start);
+    b.last = static_cast<std::size_t>(high - start);
+    const bool more = block + 1 < task.last && kv.holds(task.kv_head, block + 1);
+    b.next = more ? kv.keys(task.kv_head, block + 1) : nullptr;
+    b.slot_bytes = kv.slot_bytes;
+    decode_any_block(s, b, kv.dtype, head_dim, scratch);
   }
 
   for (int g = 0; g < s.group; ++g) {

@@ -190,9 +190,9 @@ void prefill_task(const PrefillAttentionParams& p, const PrefillTask& task, floa
     const std::size_t valid = static_cast<std::size_t>(
         std::clamp<std::int64_t>(p.kv.length - block * kBlockTokens, 0, kBlockTokens));
     const float* keys =
-        rows_as_floats(p.kv.keys(task.kv_head, block), p.kv.dtype, valid, head_dim, head_dim, keys_scratch);
-    const float* values = rows_as_floats(p.kv.values(task.kv_head, block), p.kv.dtype, valid, head_dim,
-                                         head_dim, values_scratch);
+        rows_as_floats(p.kv.keys(task.kv_head, block), p.kv.dtype, valid, head_dim, keys_scratch);
+    const float* values =
+        rows_as_floats(p.kv.values(task.kv_head, block), p.kv.dtype, valid, head_dim, values_scratch);
     for (RowTile& tile : tiles) attend_block(p, tile, block, keys, values, scores);
   }
   for (const RowTile& tile : tiles) store_tile(p, task, tile);

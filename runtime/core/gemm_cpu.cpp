@@ -10,69 +10,105 @@
 #define HWY_TARGET_INCLUDE "runtime/core/gemm_cpu.cpp"
 #include <hwy/foreach_target.h>
 
+#include <hwy/cache_control.h>
+
 #include "runtime/core/simd_inl.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace tessera {
 namespace HWY_NAMESPACE {
 
-// kRows weight rows times kTokens rows of x. Every dot product has one accumulator and the same order over k
+constexpr std::size_t size_of_type(DType type) { return type == DType::kF32 ? 4 : 2; }
+
+template <DType kType>
+HWY_INLINE float dot_tail(const std::byte* weights, const float* x, std::size_t begin, std::size_t end) {
+  float sum = 0;
+  for (std::size_t i = begin; i < end; ++i) sum += load_float<kType>(weights, i) * x[i];
+  return sum;
+}
+
+// Four weight rows times kTokens rows of x. Every dot product has one accumulator and the same order over k
 // whatever the tile, so that a row's result does not depend on how many rows came with it.
-template <DType kType, int kRows, int kTokens>
-HWY_INLINE void dot_tile(const LinearParams& p, std::int64_t row, std::int64_t token) {
+template <DType kType, int kTokens>
+HWY_INLINE void dot_tile(const LinearParams& p, std::int64_t row, std::int64_t token, bool prefetch) {
   const Floats d;
   const std::size_t inner = static_cast<std::size_t>(p.weight.columns);
-  const std::byte* weights = p.weight.data + row * p.weight.columns * size_of(kType);
+  const std::size_t row_bytes = inner * size_of_type(kType);
+  const std::byte* weights = p.weight.data + static_cast<std::size_t>(row) * row_bytes;
+  const std::size_t x_stride = static_cast<std::size_t>(p.x_stride);
   const float* x = p.x + token * p.x_stride;
-  FloatVec sums[kRows][kTokens];
-  for (int r = 0; r < kRows; ++r) {
-    for (int t = 0; t < kTokens; ++t) sums[r][t] = hn::Zero(d);
+  FloatVec sums[kTokens][4];
+  for (int t = 0; t < kTokens; ++t) {
+    for (int r = 0; r < 4; ++r) sums[t][r] = hn::Zero(d);
   }
   std::size_t i = 0;
   for (; i + kLanes <= inner; i += kLanes) {
+    if (prefetch) {  // short rows end before the hardware has seen a pattern: ask for the next four ourselves
+      const std::byte* next = weights + 4 * row_bytes + i * size_of_type(kType);
+      for (int r = 0; r < 4; ++r) hwy::Prefetch(next + r * row_bytes);
+    }
     FloatVec xs[kTokens];
-    for (int t = 0; t < kTokens; ++t) xs[t] = hn::LoadU(d, x + t * p.x_stride + i);
-    for (int r = 0; r < kRows; ++r) {
-      const FloatVec w = load_floats<kType>(weights, r * inner + i);
-      for (int t = 0; t < kTokens; ++t) sums[r][t] = hn::MulAdd(w, xs[t], sums[r][t]);
+    for (int t = 0; t < kTokens; ++t) xs[t] = hn::LoadU(d, x + t * x_stride + i);
+    for (int r = 0; r < 4; ++r) {
+      const FloatVec w = load_floats<kType>(weights + r * row_bytes, i);
+      for (int t = 0; t < kTokens; ++t) sums[t][r] = hn::MulAdd(w, xs[t], sums[t][r]);
     }
   }
-  for (int r = 0; r < kRows; ++r) {
-    const float bias = p.bias != nullptr ? p.bias[row + r] : 0.0f;
+  float* y = p.y + token * p.y_stride + row;
+  HWY_ALIGN float totals[kTokens][4];
+  for (int t = 0; t < kTokens; ++t) sum_four(sums[t], totals[t]);
+  if (i < inner) {
     for (int t = 0; t < kTokens; ++t) {
-      float sum = sum_of(sums[r][t]);
-      for (std::size_t k = i; k < inner; ++k)
-        sum += load_float<kType>(weights, r * inner + k) * x[t * p.x_stride + k];
-      p.y[(token + t) * p.y_stride + row + r] = sum + bias;
+      for (int r = 0; r < 4; ++r) {
+        totals[t][r] += dot_tail<kType>(weights + r * row_bytes, x + t * x_stride, i, inner);
+      }
+    }
+  }
+  for (int t = 0; t < kTokens; ++t) {
+    for (int r = 0; r < 4; ++r) {
+      y[t * p.y_stride + r] = p.bias != nullptr ? totals[t][r] + p.bias[row + r] : totals[t][r];
     }
   }
 }
 
-// kRows weight rows against all tokens: the rows come from memory once and stay in L1.
-template <DType kType, int kRows>
+// Four weight rows against all tokens: the rows come from memory once and stay in L1.
+template <DType kType>
 HWY_INLINE void dot_rows(const LinearParams& p, std::int64_t row) {
   std::int64_t token = 0;
-  for (; token + 4 <= p.rows; token += 4) dot_tile<kType, kRows, 4>(p, row, token);
+  for (; token + 4 <= p.rows; token += 4) dot_tile<kType, 4>(p, row, token, token == 0);
   switch (p.rows - token) {
-    case 3:
-      return dot_tile<kType, kRows, 3>(p, row, token);
-    case 2:
-      return dot_tile<kType, kRows, 2>(p, row, token);
-    case 1:
-      return dot_tile<kType, kRows, 1>(p, row, token);
-    default:
-      return;
+    case 3: return dot_tile<kType, 3>(p, row, token, token == 0);
+    case 2: return dot_tile<kType, 2>(p, row, token, token == 0);
+    case 1: return dot_tile<kType, 1>(p, row, token, token == 0);
+    default: return;
+  }
+}
+
+// One weight row, where fewer than four are left.
+template <DType kType>
+void dot_last_row(const LinearParams& p, std::int64_t row) {
+  const Floats d;
+  const std::size_t inner = static_cast<std::size_t>(p.weight.columns);
+  const std::byte* weights = p.weight.data + static_cast<std::size_t>(row) * inner * size_of_type(kType);
+  for (std::int64_t t = 0; t < p.rows; ++t) {
+    const float* x = p.x + t * p.x_stride;
+    FloatVec sums[4] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
+    std::size_t i = 0;
+    for (; i + kLanes <= inner; i += kLanes) {
+      sums[0] = hn::MulAdd(load_floats<kType>(weights, i), hn::LoadU(d, x + i), sums[0]);
+    }
+    HWY_ALIGN float totals[4];
+    sum_four(sums, totals);
+    const float sum = totals[0] + dot_tail<kType>(weights, x, i, inner);
+    p.y[t * p.y_stride + row] = p.bias != nullptr ? sum + p.bias[row] : sum;
   }
 }
 
 template <DType kType>
 void skinny_rows(const LinearParams& p, std::int64_t begin, std::int64_t end) {
   std::int64_t row = begin;
-  if (p.rows == 1) {  // one accumulator a row: eight rows hide the latency of the multiply-add
-    for (; row + 8 <= end; row += 8) dot_tile<kType, 8, 1>(p, row, 0);
-  }
-  for (; row + 4 <= end; row += 4) dot_rows<kType, 4>(p, row);
-  for (; row < end; ++row) dot_rows<kType, 1>(p, row);
+  for (; row + 4 <= end; row += 4) dot_rows<kType>(p, row);
+  for (; row < end; ++row) dot_last_row<kType>(p, row);
 }
 
 void skinny_product(const LinearParams& p, std::int64_t begin, std::int64_t end) {

@@ -82,6 +82,37 @@ HWY_INLINE FloatVec exp2_of(FloatVec x) {
 HWY_INLINE float sum_of(FloatVec v) {
   return hn::GetLane(hn::SumOfLanes(Floats(), v));
 }
+
+#if HWY_TARGET == HWY_SCALAR
+HWY_INLINE void sum_four(const FloatVec (&v)[4], float* out) {
+  for (int i = 0; i < 4; ++i) out[i] = sum_of(v[i]);
+}
+#else
+// Adds the upper half to the lower until one 128-bit block is left; its four lanes go to out.
+template <std::size_t kCount, class D>
+HWY_INLINE void store_block_sum(D d, hn::Vec<D> v, float* out) {
+  if constexpr (kCount <= 4) {
+    hn::StoreU(v, d, out);
+  } else {
+    const hn::Half<D> half;
+    store_block_sum<kCount / 2>(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), out);
+  }
+}
+
+// out[i] = the sum of the lanes of v[i], i < 4: two shuffles and an addition a vector instead of a reduction each.
+HWY_INLINE void sum_four(const FloatVec (&v)[4], float* out) {
+  const Floats d;
+  const hn::RepartitionToWide<Floats> wide;
+  const auto low = hn::Add(hn::InterleaveLower(d, v[0], v[1]), hn::InterleaveUpper(d, v[0], v[1]));
+  const auto high = hn::Add(hn::InterleaveLower(d, v[2], v[3]), hn::InterleaveUpper(d, v[2], v[3]));
+  const auto a = hn::BitCast(wide, low);
+  const auto b = hn::BitCast(wide, high);
+  const FloatVec sums = hn::Add(hn::BitCast(d, hn::InterleaveLower(wide, a, b)),
+                                hn::BitCast(d, hn::InterleaveUpper(wide, a, b)));
+  store_block_sum<kLanes>(d, sums, out);
+}
+#endif
+
 HWY_INLINE float max_of(FloatVec v) {
   return hn::GetLane(hn::MaxOfLanes(Floats(), v));
 }

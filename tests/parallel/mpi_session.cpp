@@ -120,6 +120,7 @@ TEST_CASE("messages of all sizes arrive whole and in order") {
   MpiSession session = start();
   const auto channel = make_message_channel(session);
   CHECK_FALSE(channel->poll().has_value());
+  session.world()->barrier();  // nobody sends before all have looked
   const int next = (session.rank() + 1) % session.size();
   const std::size_t sizes[] = {0, 1, 1000, 100000, 3000001};
   // Long messages wait for their receiver, which is why a second thread sends.

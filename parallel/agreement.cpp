@@ -124,8 +124,13 @@ void run_agreed(Communicator& world, const std::function<void()>& work) {
     alike = alike && failure.code == first->code && failure.message == first->message;
   }
   TESSERA_CHECK(first.has_value());
-  throw_error(first->code, alike ? first->message
-                                 : fmt::format("rank {} ({}): {}", first_rank, first->host, first->message));
+  try {
+    throw_error(first->code, alike ? first->message
+                                   : fmt::format("rank {} ({}): {}", first_rank, first->host, first->message));
+  } catch (Error& error) {
+    error.mark_on_all_ranks();
+    throw;
+  }
 }
 
 }  // namespace tessera

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <mutex>
 #include <thread>
 #include <utility>
 
@@ -204,11 +205,14 @@ std::unique_ptr<MessageChannel> make_message_channel(MpiSession& session) {
 // launcher may fork from a thread that it later ends. A look at the parent four times a second has no such
 // trap.
 void die_with_parent() {
-  const pid_t parent = getppid();
-  std::thread([parent] {
-    while (getppid() == parent) std::this_thread::sleep_for(std::chrono::milliseconds(250));
-    kill(getpid(), SIGKILL);
-  }).detach();
+  static std::once_flag watched;
+  std::call_once(watched, [] {
+    const pid_t parent = getppid();
+    std::thread([parent] {
+      while (getppid() == parent) std::this_thread::sleep_for(std::chrono::milliseconds(250));
+      kill(getpid(), SIGKILL);
+    }).detach();
+  });
 }
 
 std::string host_name() {

@@ -9,10 +9,11 @@
 #include <string_view>
 #include <vector>
 
+#include "io/chat_prompt.hpp"
+
 namespace tessera {
 
 class Tokenizer;
-enum class ChatFamily;
 
 enum class PromptStyle : std::uint8_t { kFull, kCompact };
 
@@ -21,7 +22,7 @@ using TaskSettings = std::map<std::string, std::string>;
 
 struct TaskContext {
   const Tokenizer* tokenizer = nullptr;
-  ChatFamily family{};
+  ChatFamily family = ChatFamily::kQwen2;
   std::int64_t length = 0;  // tokens of the prompt, chat prompt included: 95 to 100 % of it are used
   std::uint64_t seed = 0;
   PromptStyle style = PromptStyle::kFull;

@@ -235,6 +235,27 @@ void place(Weights& weights, const TensorSpec& spec, const MatrixView& view) {
 
 }  // namespace
 
+namespace {
+
+// Where each declared tensor lies, all of them checked before any is read.
+std::vector<Checkpoint::Tensor> locate_tensors(const Checkpoint& checkpoint, const std::string& model_dir,
+                                               const std::vector<TensorSpec>& specs, const ModelConfig& config) {
+  const CheckpointIndex index(checkpoint, model_dir);
+  std::vector<Checkpoint::Tensor> tensors;
+  for (const TensorSpec& spec : specs) {
+    tensors.push_back(index.require(spec));
+    tensors.back().file->dtype_of(*tensors.back().entry);
+  }
+  index.refuse_unknown(specs, config);
+  return tensors;
+}
+
+}  // namespace
+
+void check_checkpoint(const std::string& model_dir, const ModelConfig& config) {
+  locate_tensors(Checkpoint::open(model_dir), model_dir, declare_tensors(config), config);
+}
+
 Weights load_weights(const std::string& model_dir, const ModelConfig& config, const LoadOptions& options,
                      Communicator& tp, MemoryMeter& meter) {
   const std::vector<TensorSpec> specs = declare_tensors(config);
@@ -247,18 +268,35 @@ Weights load_weights(const std::string& model_dir, const ModelConfig& config, co
     for (const TensorSpec& spec : specs) place(weights, spec, loader.random(spec));
   } else {
     weights.checkpoint = Checkpoint::open(model_dir);
-    const CheckpointIndex index(*weights.checkpoint, model_dir);
-    std::vector<Checkpoint::Tensor> tensors;  // all are checked before any is read
-    for (const TensorSpec& spec : specs) {
-      tensors.push_back(index.require(spec));
-      tensors.back().file->dtype_of(*tensors.back().entry);
-    }
-    index.refuse_unknown(specs, config);
+    const auto tensors = locate_tensors(*weights.checkpoint, model_dir, specs, config);
     for (std::size_t i = 0; i < specs.size(); ++i) place(weights, specs[i], loader.from_file(specs[i], tensors[i]));
   }
   if (config.tied_embeddings) weights.lm_head = weights.embedding;
   loader.count_mapped();
   return weights;
+}
+
+std::uint64_t touch_all(const Weights& weights) {
+  std::vector<const MatrixView*> views{&weights.embedding};
+  if (weights.lm_head.data != weights.embedding.data) views.push_back(&weights.lm_head);
+  for (const LayerWeights& w : weights.layers) {
+    views.insert(views.end(), {&w.q, &w.k, &w.v, &w.o, &w.gate, &w.up, &w.down});
+  }
+  constexpr std::size_t kPiece = 4 << 20;  // bytes a task
+  std::uint64_t sum = 0;
+  for (const MatrixView* view : views) {
+    const std::size_t bytes = view->bytes();
+#pragma omp parallel for schedule(dynamic) reduction(+ : sum)
+    for (std::size_t first = 0; first < bytes; first += kPiece) {
+      const std::size_t last = std::min(bytes, first + kPiece);
+      for (std::size_t i = first; i + sizeof(std::uint64_t) <= last; i += sizeof(std::uint64_t)) {
+        std::uint64_t word;
+        std::memcpy(&word, view->data + i, sizeof word);
+        sum += word;
+      }
+    }
+  }
+  return sum;
 }
 
 }  // namespace tessera

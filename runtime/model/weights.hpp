@@ -53,10 +53,18 @@ struct LoadOptions {
   bool as_f32 = false;                       // keep fp32 copies; else the file's dtype
 };
 
+// Opens the checkpoint and compares every declared tensor with it: presence, shape, dtype; InputError as load_weights.
+// Reads headers only.
+void check_checkpoint(const std::string& model_dir, const ModelConfig& config);
+
 // Collective over tp. InputError names the tensor with both shapes when the checkpoint does not match the
 // configuration; nothing is read before all shapes were checked.
 Weights load_weights(const std::string& model_dir, const ModelConfig& config, const LoadOptions& options,
                      Communicator& tp, MemoryMeter& meter);
+
+// Reads every byte of the weights once, on all threads, and returns a checksum: what pages of mapped files cost is then
+// paid. Independent of the number of threads.
+std::uint64_t touch_all(const Weights& weights);
 
 // One value of a random model: uniform with variance 1 / fan-in for matrices, 1 for norm scales, small for biases; a pure
 // function of (seed, tensor name, global index).

@@ -1,100 +1,16 @@
-// config.json: the nine models of the study by their published numbers, every way of writing a field, and the
-// rope.
+// config.json: the nine models of the study by their published numbers, and every way of writing a field.
 #include <doctest/doctest.h>
-#include <fmt/core.h>
 
 #include <cmath>
 #include <nlohmann/json.hpp>
-#include <numbers>
 
 #include "io/model_config.hpp"
 #include "tests/io/checkpoint_files.hpp"
+#include "tests/io/published_models.hpp"
 
 using namespace tessera;
 using namespace tessera::test;
 using nlohmann::json;
-
-namespace {
-
-ModelConfig parse(const json& config) {
-  return parse_model_config(config, nullptr, "dir/config.json");
-}
-ModelConfig parse(const std::string& text) {
-  return parse(json::parse(text));
-}
-
-std::string qwen_text(int hidden, int layers, int heads, int kv_heads, int mlp) {
-  return fmt::format(
-      R"({{"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
-    "eos_token_id": 151645, "hidden_act": "silu", "hidden_size": {}, "initializer_range": 0.02,
-    "intermediate_size": {}, "max_position_embeddings": 32768, "max_window_layers": 28, "model_type": "qwen2",
-    "num_attention_heads": {}, "num_hidden_layers": {}, "num_key_value_heads": {}, "rms_norm_eps": 1e-06,
-    "rope_theta": 1000000.0, "sliding_window": 131072, "tie_word_embeddings": false, "torch_dtype": "bfloat16",
-    "use_cache": true, "use_sliding_window": false, "vocab_size": 152064}})",
-      hidden, mlp, heads, layers, kv_heads);
-}
-
-std::string llama_text(int hidden, int layers, int heads, int mlp) {
-  return fmt::format(
-      R"({{"architectures": ["LlamaForCausalLM"], "attention_bias": false, "bos_token_id": 128000,
-    "eos_token_id": [128001, 128008, 128009], "hidden_act": "silu", "hidden_size": {}, "intermediate_size": {},
-    "max_position_embeddings": 131072, "mlp_bias": false, "model_type": "llama", "num_attention_heads": {},
-    "num_hidden_layers": {}, "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
-    "rope_scaling": {{"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-      "original_max_position_embeddings": 8192, "rope_type": "llama3"}},
-    "rope_theta": 500000.0, "tie_word_embeddings": false, "torch_dtype": "bfloat16", "vocab_size": 128256}})",
-      hidden, mlp, heads, layers);
-}
-
-// As published: the nested text model says only what differs from its class.
-std::string gemma_text(int hidden, int layers, int mlp, const std::string& more) {
-  return fmt::format(R"({{"architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999,
-    "eos_token_id": [1, 106], "image_token_index": 262144, "initializer_range": 0.02, "mm_tokens_per_image": 256,
-    "model_type": "gemma3", "torch_dtype": "bfloat16",
-    "text_config": {{"hidden_size": {}, "intermediate_size": {}, "model_type": "gemma3_text",
-      "num_hidden_layers": {}, {} "rope_scaling": {{"factor": 8.0, "rope_type": "linear"}},
-      "sliding_window": 1024}},
-    "vision_config": {{"hidden_size": 1152, "model_type": "siglip_vision_model"}}}})",
-                     hidden, mlp, layers, more);
-}
-
-struct Published {
-  const char* name;
-  std::string text;
-  std::int64_t parameters;
-  std::int64_t kv_bytes;  // a token, bf16
-};
-
-std::vector<Published> published() {
-  return {
-      {"Qwen2.5-7B", qwen_text(3584, 28, 28, 4, 18944), 7'615'616'512, 57'344},
-      {"Qwen2.5-14B", qwen_text(5120, 48, 40, 8, 13824), 14'770'033'664, 196'608},
-      {"Qwen2.5-32B", qwen_text(5120, 64, 40, 8, 27648), 32'763'876'352, 262'144},
-      {"Qwen2.5-72B", qwen_text(8192, 80, 64, 8, 29568), 72'706'203'648, 327'680},
-      {"Llama-3.1-8B", llama_text(4096, 32, 32, 14336), 8'030'261'248, 131'072},
-      {"Llama-3.1-70B", llama_text(8192, 80, 64, 28672), 70'553'706'496, 327'680},
-      {"Gemma-3-4B", gemma_text(2560, 34, 10240, ""), 3'880'263'168, 139'264},
-      {"Gemma-3-12B", gemma_text(3840, 48, 15360, R"("num_attention_heads": 16, "num_key_value_heads": 8,)"),
-       11'766'034'176, 393'216},
-      {"Gemma-3-27B",
-       gemma_text(5376, 62, 21504,
-                  R"("num_attention_heads": 32, "num_key_value_heads": 16, "head_dim": 128,
-                     "query_pre_attn_scalar": 168,)"),
-       27'009'346'304, 507'904},
-  };
-}
-
-json qwen() {
-  return json::parse(qwen_text(3584, 28, 28, 4, 18944));
-}
-json llama() {
-  return json::parse(llama_text(4096, 32, 32, 14336));
-}
-json gemma() {
-  return json::parse(gemma_text(2560, 34, 10240, ""));
-}
-
-}  // namespace
 
 TEST_CASE("the nine models of the study: parameters and KV bytes a token") {
   for (const Published& model : published()) {
@@ -169,62 +85,6 @@ TEST_CASE("Gemma: a row of values, from what the nested file leaves out") {
   json single = gemma();
   single["torch_dtype"] = "float32";
   CHECK(parse(single).embedding_scale == std::sqrt(2560.0f));
-}
-
-TEST_CASE("YaRN: bounds of the ramp and attention factor for Qwen at factor 4") {
-  RopeConfig rope;
-  rope.kind = RopeKind::kYarn;
-  rope.theta = 1e6;
-  rope.factor = 4;
-  rope.original_max_positions = 32768;
-  const RopeFrequencies found = rope_frequencies(rope, 128);
-  REQUIRE(found.inverse.size() == 64);
-  CHECK(found.attention_scale == doctest::Approx(1.138629436).epsilon(1e-9));
-  for (int i = 0; i < 64; ++i) {
-    CAPTURE(i);
-    const double plain = std::pow(1e6, -i / 64.0);
-    const double ratio = found.inverse[i] / plain;
-    if (i <= 23) CHECK(ratio == doctest::Approx(1).epsilon(1e-12));     // low = 23
-    if (i >= 40) CHECK(ratio == doctest::Approx(0.25).epsilon(1e-12));  // high = 40
-    if (i > 23 && i < 40) CHECK(ratio == doctest::Approx(1 - 0.75 * (i - 23) / 17.0).epsilon(1e-12));
-  }
-  rope.attention_factor = 1.5;
-  CHECK(rope_frequencies(rope, 128).attention_scale == 1.5);
-  rope.attention_factor.reset();
-  rope.factor = 1;
-  CHECK(rope_frequencies(rope, 128).attention_scale == 1);
-}
-
-TEST_CASE("llama3, linear and default frequencies") {
-  const RopeFrequencies plain = rope_frequencies({}, 8);
-  CHECK(plain.attention_scale == 1);
-  for (int i = 0; i < 4; ++i) CHECK(plain.inverse[i] == doctest::Approx(std::pow(10.0, -i)).epsilon(1e-14));
-
-  const ModelConfig gemma3 = parse(gemma());
-  const RopeFrequencies linear = rope_frequencies(gemma3.rope, 256);
-  CHECK(linear.inverse[0] == 0.125);
-  CHECK(linear.inverse[64] == doctest::Approx(1e-3 / 8).epsilon(1e-12));
-
-  const RopeFrequencies found = rope_frequencies(parse(llama()).rope, 128);
-  int kept = 0, blended = 0, divided = 0;
-  for (int i = 0; i < 64; ++i) {
-    const double inv = std::pow(5e5, -i / 64.0), wavelength = 2 * std::numbers::pi / inv;
-    double expected = inv;
-    if (wavelength > 8192) {
-      expected = inv / 8;
-      ++divided;
-    } else if (wavelength >= 2048) {
-      const double s = (8192 / wavelength - 1) / 3;
-      expected = (1 - s) * inv / 8 + s * inv;
-      ++blended;
-    } else {
-      ++kept;
-    }
-    CHECK(found.inverse[i] == doctest::Approx(expected).epsilon(1e-12));
-  }
-  CHECK(kept > 0);
-  CHECK(blended > 0);
-  CHECK(divided > 0);
 }
 
 TEST_CASE("config.json: each way of writing the same model reads the same") {
@@ -392,64 +252,4 @@ TEST_CASE("fingerprint: every field that changes the function changes it") {
   c = llama();
   c["_name_or_path"] = "elsewhere";
   CHECK(parse(c).fingerprint() == reference);
-}
-
-TEST_CASE("--rope: what a run gets") {
-  const ModelConfig plain = parse(qwen());
-  CHECK(resolve_rope(plain, "auto", 32768).rope == plain.rope);
-  CHECK(resolve_rope(plain, "auto", 32768).max_positions == 32768);
-  const EffectiveRope longer = resolve_rope(plain, "auto", 129024);
-  CHECK(longer.rope.kind == RopeKind::kYarn);
-  CHECK(longer.rope.factor == 129024.0 / 32768);
-  CHECK(longer.rope.theta == 1e6);
-  CHECK(longer.rope.original_max_positions == 32768);
-  CHECK(longer.max_positions == 129024);
-  CHECK(contains(longer.description, "yarn, factor 3.9375 over 32768"));
-  for (std::int64_t total = 32769; total < 200000; total += 997) {
-    CHECK(resolve_rope(plain, "auto", total).max_positions == total);  // no rounding loses the last token
-  }
-  CHECK(resolve_rope(plain, "config", 129024).rope == plain.rope);
-  CHECK(resolve_rope(plain, "config", 129024).max_positions == 32768);
-  CHECK(resolve_rope(plain, "yarn:4", 100).rope.factor == 4);
-  CHECK(resolve_rope(plain, "yarn:4", 100).max_positions == 131072);
-  CHECK(resolve_rope(plain, "yarn:2.5", 100).rope.factor == 2.5);
-
-  // A shipped YaRN config, whose max_position_embeddings is still 32768: the factor stays as written.
-  json c = qwen();
-  c["rope_scaling"] = {{"factor", 4.0}, {"original_max_position_embeddings", 32768}, {"type", "yarn"}};
-  const ModelConfig yarn = parse(c);
-  CHECK(yarn.rope.factor == 4);
-  CHECK(resolve_rope(yarn, "config", 100).max_positions == 131072);
-  CHECK(resolve_rope(yarn, "auto", 100).rope == yarn.rope);
-  CHECK(resolve_rope(yarn, "auto", 65536).rope.factor == 2);
-  c["max_position_embeddings"] = 131072;
-  CHECK(resolve_rope(parse(c), "config", 100).max_positions == 131072);
-  CHECK(parse(c).rope.factor == 4);
-
-  // The base models say 131072 without scaling; a model trained on another length is left as its config says.
-  c = qwen();
-  c["max_position_embeddings"] = 131072;
-  CHECK(resolve_rope(parse(c), "auto", 65536).rope.factor == 2);
-  for (const int positions : {4096, 1010000}) {
-    c["max_position_embeddings"] = positions;
-    CHECK(resolve_rope(parse(c), "auto", 65536).rope.kind == RopeKind::kDefault);
-    CHECK(resolve_rope(parse(c), "auto", 65536).max_positions == positions);
-  }
-  c["rope_scaling"] = {{"factor", 4.0}, {"original_max_position_embeddings", 256}, {"rope_type", "yarn"}};
-  CHECK(resolve_rope(parse(c), "auto", 65536).rope == parse(c).rope);
-
-  const ModelConfig llama3 = parse(llama());
-  CHECK(resolve_rope(llama3, "auto", 131072).rope == llama3.rope);
-  CHECK(resolve_rope(llama3, "auto", 131072).max_positions == 131072);
-  CHECK(resolve_rope(llama3, "yarn:8", 131072).rope.original_max_positions == 8192);
-  const ModelConfig gemma3 = parse(gemma());
-  CHECK(resolve_rope(gemma3, "auto", 65536).rope == gemma3.rope);
-
-  for (const char* option : {"", "Auto", "yarn", "yarn:", "yarn:x", "yarn:4x", "yarn:0.5", "yarn:-4",
-                             "yarn:1e9", "yarn:nan", "yarn:inf", "ntk:2"}) {
-    CAPTURE(option);
-    const std::string message = message_of([&] { resolve_rope(plain, option, 100); }, ExitCode::kUsage);
-    CHECK(contains(message, fmt::format("--rope {}:", option)));
-  }
-  CHECK(contains(message_of([&] { resolve_rope(gemma3, "yarn:2", 100); }, ExitCode::kUsage), "gemma3"));
 }

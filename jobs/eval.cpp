@@ -148,6 +148,15 @@ std::vector<const Task*> find_tasks(const EvalOptions& options) {
   return tasks;
 }
 
+std::string rope_text(const RopeChoice& rope) {
+  switch (rope.kind) {
+    case RopeChoice::Kind::kAuto: return "auto";
+    case RopeChoice::Kind::kConfig: return "config";
+    case RopeChoice::Kind::kYarn: break;
+  }
+  return fmt::format("yarn:{}", rope.yarn_factor);
+}
+
 std::int64_t longest_output(const EvalOptions& options, const std::vector<const Task*>& tasks) {
   std::int64_t longest = 0;
   for (const Task* task : tasks) longest = std::max(longest, max_output_of(options, *task));
@@ -221,7 +230,7 @@ ExitCode run_eval(const EvalOptions& options, MpiSession& session, const std::st
     log.emplace(world->rank(), host_name(), options.log_dir);
     tasks = find_tasks(options);
     max_tokens = options.length + longest_output(options, tasks);
-    model.emplace(read_model_setup(options.model, options.rope, max_tokens));
+    model.emplace(read_model_setup(options.model, rope_text(options.rope), max_tokens));
     check_tensor_parallel(model->config, shape.tp);
     if (!options.weights.random) check_checkpoint(options.model, model->config);
     check_memory(plan_memory(model->config, memory_request(options, model->config, shape, max_tokens)),

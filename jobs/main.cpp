@@ -1,10 +1,13 @@
 // The `tessera` command.
 #include <fmt/core.h>
 
+#include <cerrno>
 #include <cstdio>
+#include <filesystem>
 #include <iostream>
 #include <string>
 #include <variant>
+#include <vector>
 
 #include "jobs/bench.hpp"
 #include "jobs/eval.hpp"
@@ -65,12 +68,46 @@ int run_on_ranks(const ParsedCommand& command, const std::string& command_line) 
   }
 }
 
+// Tables go to standard output, or with --output to one file each in that folder.
+int export_tables(const TraceOptions& options) {
+  std::vector<std::string> tables{options.table};
+  if (options.table == "all") tables = {"points", "attempts", "samples"};
+  if (options.output.empty()) {
+    if (tables.size() > 1) throw UsageError("trace export: without --output DIR name one --table points|attempts|samples");
+    return run_trace_export({options.files.front(), tables.front(), options.format}, stdout);
+  }
+  std::filesystem::create_directories(options.output);
+  for (const std::string& table : tables) {
+    const std::string path = fmt::format("{}/{}.{}", options.output, table, options.format);
+    std::FILE* file = std::fopen(path.c_str(), "w");
+    if (file == nullptr) throw_write_error(path, "open", errno);
+    const int code = run_trace_export({options.files.front(), table, options.format}, file);
+    if (std::fclose(file) != 0) throw_write_error(path, "write", errno);
+    if (code != 0) return code;
+  }
+  return 0;
+}
+
+int run_trace(const TraceOptions& options) {
+  switch (options.action) {
+    case TraceOptions::Action::kCheck:
+      for (const std::string& file : options.files) {
+        if (const int code = run_trace_check(file, stdout); code != 0) return code;
+      }
+      return 0;
+    case TraceOptions::Action::kRebuild: return run_trace_rebuild(options.files.front(), stdout);
+    case TraceOptions::Action::kExport: return export_tables(options);
+    case TraceOptions::Action::kMerge: return run_trace_merge(options.output, options.files, stdout);
+  }
+  throw InternalError("internal error: a trace action is not handled");
+}
+
 int run_alone(const ParsedCommand& command) {
   if (const auto* text = std::get_if<PrintText>(&command)) {
     fmt::print("{}", text->text);
     return 0;
   }
-  if (const auto* trace = std::get_if<TraceOptions>(&command)) return run_trace(*trace, stdout);
+  if (const auto* trace = std::get_if<TraceOptions>(&command)) return run_trace(*trace);
   return run_bench(std::get<BenchOptions>(command));
 }
 

@@ -96,7 +96,7 @@ for ((i = 1; i <= instants; i++)); do
     fail "instant $i ($what at $delay_ms ms): processes remain after 15 s: $left"
   fi
 
-  acknowledged=$( (number_of <"$folder/before.txt"; sed -n 's/.*sample \([0-9]*\) done.*/\1/p' "$folder/out.log") | sort -nu)
+  acknowledged=$(number_of <"$folder/before.txt" | sort -n)
   label="instant $i: $what at $delay_ms ms, $(wc -w <<<"$acknowledged") acknowledged, then ${grid%% *} ranks"
 
   # The trace as it can be made from the journal alone, before anything resumes.

@@ -1,6 +1,9 @@
 #include "io/hdf5.hpp"
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
 
 #include "runtime/core/error.hpp"
 
@@ -71,9 +74,38 @@ void write_attribute(hid_t object, const char* name, hid_t stored, hid_t memory,
   attribute.close("H5Aclose", name);
 }
 
+// How the library manages the bytes of a file in memory: as usual, but that what it frees when the file
+// closes is kept for Hdf5Image, whose buffer `udata` points to.
+void* image_malloc(std::size_t size, H5FD_file_image_op_t, void*) {
+  return std::malloc(size);
+}
+void* image_memcpy(void* to, const void* from, std::size_t size, H5FD_file_image_op_t, void*) {
+  return std::memcpy(to, from, size);
+}
+void* image_realloc(void* buffer, std::size_t size, H5FD_file_image_op_t, void*) {
+  return std::realloc(buffer, size);
+}
+herr_t image_free(void* buffer, H5FD_file_image_op_t operation, void* udata) {
+  if (operation == H5FD_FILE_IMAGE_OP_FILE_CLOSE && udata != nullptr) {
+    *static_cast<void**>(udata) = buffer;
+  } else {
+    std::free(buffer);
+  }
+  return 0;
+}
+void* image_same_udata(void* udata) {
+  return udata;
+}
+herr_t image_keep_udata(void*) {
+  return 0;
+}
+
 }  // namespace
 
 Hdf5Quiet::Hdf5Quiet() {
+  // Every file is closed by its owner. The library's own closing at exit adds nothing, but complains on
+  // stderr about what a damaged file left in its caches. The first call counts, and comes before any other.
+  H5dont_atexit();
   H5Eget_auto2(H5E_DEFAULT, &function_, &data_);
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
 }
@@ -130,35 +162,45 @@ Hdf5Id text_type() {
 
 // ---- writing -----------------------------------------------------------------------------------
 
-Hdf5Id create_image_file() {
+Hdf5Image::Hdf5Image() {
   constexpr std::size_t kGrowth = std::size_t{1} << 22;
   const Hdf5Id access(hdf5_checked(H5Pcreate(H5P_FILE_ACCESS), "H5Pcreate", "/"), H5Pclose);
   hdf5_checked(H5Pset_fapl_core(access.get(), kGrowth, 0), "H5Pset_fapl_core", "/");
   hdf5_checked(H5Pset_libver_bounds(access.get(), H5F_LIBVER_V18, H5F_LIBVER_V18), "H5Pset_libver_bounds",
                "/");
+  hdf5_checked(H5Pset_fclose_degree(access.get(), H5F_CLOSE_STRONG), "H5Pset_fclose_degree", "/");
+  H5FD_file_image_callbacks_t callbacks = {image_malloc,     image_memcpy,     image_realloc, image_free,
+                                           image_same_udata, image_keep_udata, &buffer_};
+  hdf5_checked(H5Pset_file_image_callbacks(access.get(), &callbacks), "H5Pset_file_image_callbacks", "/");
   const Hdf5Id create(hdf5_checked(H5Pcreate(H5P_FILE_CREATE), "H5Pcreate", "/"), H5Pclose);
   hdf5_checked(H5Pset_link_creation_order(create.get(), H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED),
                "H5Pset_link_creation_order", "/");
-  // The name is never opened, but the library refuses two open files of one name.
-  static int counter = 0;
-  const std::string name = fmt::format("tessera-trace-image-{}", counter++);
-  return {hdf5_checked(H5Fcreate(name.c_str(), H5F_ACC_TRUNC, create.get(), access.get()), "H5Fcreate", "/"),
-          H5Fclose};
+  hdf5_checked(H5Pset_obj_track_times(create.get(), false), "H5Pset_obj_track_times", "/");
+  file_ = {hdf5_checked(H5Fcreate("tessera-trace-image", H5F_ACC_TRUNC, create.get(), access.get()),
+                        "H5Fcreate", "/"),
+           H5Fclose};
 }
 
-std::string take_image(Hdf5Id file) {
-  hdf5_checked(H5Fflush(file.get(), H5F_SCOPE_GLOBAL), "H5Fflush", "/");
-  const ssize_t bytes = hdf5_checked(H5Fget_file_image(file.get(), nullptr, 0), "H5Fget_file_image", "/");
-  std::string image(static_cast<std::size_t>(bytes), '\0');
-  hdf5_checked(H5Fget_file_image(file.get(), image.data(), image.size()), "H5Fget_file_image", "/");
-  file.close("H5Fclose", "/");
-  return image;
+Hdf5Image::~Hdf5Image() {
+  file_ = {};
+  std::free(buffer_);
+}
+
+// Not H5Fget_file_image: in HDF5 1.10 it clears a flag in the superblock of this version without updating the
+// checksum beside it. Only closing writes a superblock that can be opened; the size is known before.
+std::string_view Hdf5Image::close() {
+  hdf5_checked(H5Fflush(file_.get(), H5F_SCOPE_GLOBAL), "H5Fflush", "/");
+  const ssize_t bytes = hdf5_checked(H5Fget_file_image(file_.get(), nullptr, 0), "H5Fget_file_image", "/");
+  file_.close("H5Fclose", "/");
+  if (buffer_ == nullptr) throw Hdf5Failure("H5Fclose /: the library gave no image of the file");
+  return {static_cast<const char*>(buffer_), static_cast<std::size_t>(bytes)};
 }
 
 Hdf5Id create_group(hid_t parent, const std::string& name) {
   const Hdf5Id create(hdf5_checked(H5Pcreate(H5P_GROUP_CREATE), "H5Pcreate", name), H5Pclose);
   hdf5_checked(H5Pset_link_creation_order(create.get(), H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED),
                "H5Pset_link_creation_order", name);
+  hdf5_checked(H5Pset_obj_track_times(create.get(), false), "H5Pset_obj_track_times", name);
   return {hdf5_checked(H5Gcreate2(parent, name.c_str(), H5P_DEFAULT, create.get(), H5P_DEFAULT), "H5Gcreate",
                        name),
           H5Gclose};

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -71,8 +72,20 @@ Hdf5Id text_type();                // variable-length UTF-8
 
 // A file in memory, whose bytes are taken when it is complete: then only our own checked writes touch the
 // disk.
-Hdf5Id create_image_file();
-std::string take_image(Hdf5Id file);
+class Hdf5Image {
+ public:
+  Hdf5Image();
+  Hdf5Image(const Hdf5Image&) = delete;
+  Hdf5Image& operator=(const Hdf5Image&) = delete;
+  ~Hdf5Image();
+
+  hid_t file() const { return file_.get(); }
+  std::string_view close();  // the bytes live as long as the image
+
+ private:
+  void* buffer_ = nullptr;  // what the library would have freed when the file closed
+  Hdf5Id file_;
+};
 
 Hdf5Id create_group(hid_t parent, const std::string& name);  // remembers the order of creation
 

@@ -67,9 +67,10 @@ while_running=0
 for ((i = 1; i <= instants; i++)); do
   trace=$folder/$i.h5 journal=$folder/$i.h5.journal
   delay_ms=$(((RANDOM * 32768 + RANDOM) % took_ms))
-  victim=$((RANDOM % 4)) pick=$((RANDOM % 4)) grid=${grids[RANDOM % ${#grids[@]}]}
+  victim=$((i % 4)) pick=$((RANDOM % 4)) grid=${grids[RANDOM % ${#grids[@]}]}
   run_job "$trace" 4 --tp 2 >"$folder/out.log" 2>&1 &
   job=$!
+  disown "$job" # no message of the shell about its end
   sleep "$(printf '%d.%03d' $((delay_ms / 1000)) $((delay_ms % 1000)))"
 
   # What is in the journal now is acknowledged. The last line may still be on its way to the disk: leave out a torn one.
@@ -87,18 +88,15 @@ for ((i = 1; i <= instants; i++)); do
   [ ${#killed[@]} -gt 0 ] && kill -KILL "${killed[@]}" 2>/dev/null
   [ ${#killed[@]} -eq 0 ] && [ "$running" -gt 0 ] && kill -KILL "$job" # no rank had started yet
 
-  for ((wait_s = 0; wait_s < 150; wait_s++)); do
-    [ -z "$(session)" ] && break
-    sleep 0.1
-  done
+  deadline=$((SECONDS + 15))
+  while [ -n "$(session)" ] && [ $SECONDS -lt $deadline ]; do sleep 0.1; done
   left=$(session)
   if [ -n "$left" ]; then
     awk '{print $1}' <<<"$left" | xargs kill -KILL 2>/dev/null
     fail "instant $i ($what at $delay_ms ms): processes remain after 15 s: $left"
   fi
-  wait "$job" 2>/dev/null
 
-  acknowledged=$( (number_of <"$folder/before.txt"; sed -n 's/.*sample \([0-9]*\) done.*/\1/p' "$folder/out.log") | sort -nu)
+  acknowledged=$(number_of <"$folder/before.txt" | sort -n)
   label="instant $i: $what at $delay_ms ms, $(wc -w <<<"$acknowledged") acknowledged, then ${grid%% *} ranks"
 
   # The trace as it can be made from the journal alone, before anything resumes.

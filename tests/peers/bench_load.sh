@@ -20,7 +20,7 @@ for ((i = 0; i < repeats; i++)); do
   cat "${files[@]}" | cat >/dev/null
   echo "cat $(awk "BEGIN {print $(seconds) - $begin}")"
   answer=$("$tessera" bench load --model "$model" --threads 2 --repeats 1 --json)
-  echo "load $(sed -n 's/.*"load_s": *\([0-9.e-]*\).*/\1/p' <<<"$answer")"
+  echo "load $(sed -n 's/.*"seconds": *\([0-9.e-]*\).*/\1/p' <<<"$answer")"
 done | tee /dev/stderr >"${TMPDIR:-/tmp}/bench_load.$$"
 trap 'rm -f "${TMPDIR:-/tmp}/bench_load.$$"' EXIT
 

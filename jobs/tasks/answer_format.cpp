@@ -69,7 +69,9 @@ std::optional<std::size_t> take_number(std::string_view& item) {
   if (bracket ? mark != ')' : (mark != '.' && mark != ')' && mark != ':')) return std::nullopt;
   rest.remove_prefix(digits + 1);
   if (mark == '.' && !rest.empty() && is_digit(rest.front())) return std::nullopt;
-  item = trimmed(rest);
+  rest = trimmed(rest);
+  if (rest.empty()) return std::nullopt;
+  item = rest;
   return number;
 }
 

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "io/chat_prompt.hpp"
+#include "io/tokenizer.hpp"
 #include "runtime/core/error.hpp"
 
 namespace tessera {
@@ -12,8 +14,13 @@ CounterRng sample_rng(std::uint64_t seed, std::string_view part, std::int64_t in
   return {seed, mix_bits(stream_of(part) + static_cast<std::uint64_t>(index) * 0x9e3779b97f4a7c15ULL)};
 }
 
-EncodedPrompt encode_prompt(const TaskContext&, std::string) {
-  throw InternalError("prompts need the tokenizer, which is not there yet");
+EncodedPrompt encode_prompt(const TaskContext& context, std::string message) {
+  EncodedPrompt prompt;
+  const std::string text = chat_prompt(context.family, message);
+  prompt.tokens = context.tokenizer->encode(text);
+  prompt.hash = stream_of(text);
+  prompt.message = std::move(message);
+  return prompt;
 }
 
 FillResult fill_by_search(const FillProblem& problem, EncodedPrompt least) {

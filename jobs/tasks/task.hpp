@@ -9,10 +9,11 @@
 #include <string_view>
 #include <vector>
 
+#include "io/chat_prompt.hpp"
+
 namespace tessera {
 
 class Tokenizer;
-enum class ChatFamily;
 
 enum class PromptStyle : std::uint8_t { kFull, kCompact };
 
@@ -21,7 +22,7 @@ using TaskSettings = std::map<std::string, std::string>;
 
 struct TaskContext {
   const Tokenizer* tokenizer = nullptr;
-  ChatFamily family{};
+  ChatFamily family = ChatFamily::kQwen2;
   std::int64_t length = 0;  // tokens of the prompt, chat prompt included: 95 to 100 % of it are used
   std::uint64_t seed = 0;
   PromptStyle style = PromptStyle::kFull;
@@ -65,7 +66,8 @@ struct Task {
 
 const Task& find_task(std::string_view name);  // UsageError names the nearest
 std::vector<std::string> task_names();
-std::vector<std::string> setting_names();  // "ruler_niah.queries", … of all tasks
+std::vector<std::string> setting_names();     // "ruler_niah.queries", … of all tasks
+std::vector<std::string> setting_defaults();  // "ruler_niah.queries=4", …
 
 // UsageError for a key that no task has and for a value that is not in its bounds.
 void check_settings(const TaskSettings& settings);

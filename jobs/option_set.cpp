@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <deque>
 
 #include "runtime/core/error.hpp"
 
@@ -69,6 +68,16 @@ std::vector<std::string> split_list(const OptionValue& value) {
     }
   }
   return items;
+}
+
+// What the command line may do wrong before a value is even read.
+void check_written(const OptionSet::Entry& entry, const std::vector<std::string>& words,
+                   const std::string& where) {
+  if (entry.kind == OptionKind::kFlag) {
+    if (words.front() != "true") throw UsageError("{}: takes no value, found '{}'", where, words.front());
+  } else if (entry.kind != OptionKind::kList && entry.kind != OptionKind::kSettings && words.size() > 1) {
+    throw UsageError("{}: given {} times ({}); give it once", where, words.size(), fmt::join(words, ", "));
+  }
 }
 
 }  // namespace
@@ -251,11 +260,37 @@ std::string OptionSet::help_text() const {
 }
 
 bool OptionSet::parse(const std::vector<std::string>& words) {
-  // CLI11 splits the words; every value is kept as written until the file has been read too.
+  std::vector<std::vector<std::string>> given;  // by entry, as written; empty: not given
+  if (!split_words(words, given)) return true;
+  std::map<std::string, OptionValue> from_file;
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    if (entries_[i].name == "config" && !given[i].empty()) {
+      from_file = read_options_file(given[i].front(), *this);
+    }
+  }
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    const Entry& entry = entries_[i];
+    const std::string where = entry.positional ? entry.metavar : "--" + entry.name;
+    const bool on_line = !given[i].empty();
+    if (on_line) check_written(entry, given[i], where);
+    const auto file_value = from_file.find(entry.name);
+    const bool in_file = file_value != from_file.end();
+    if (in_file && (!on_line || entry.kind == OptionKind::kSettings)) entry.apply(file_value->second);
+    if (on_line) entry.apply({given[i], where});
+    if (entry.required && !on_line && !in_file) {
+      throw UsageError("{}: missing; `tessera {}` needs it", entry.positional ? where : left_column(entry),
+                       command_);
+    }
+  }
+  return false;
+}
+
+bool OptionSet::split_words(const std::vector<std::string>& words,
+                            std::vector<std::vector<std::string>>& given) const {
+  given.assign(entries_.size(), {});
   CLI::App app;
   app.set_help_flag();
   app.allow_extras();
-  std::deque<std::vector<std::string>> given(entries_.size());
   bool help = false;
   app.add_flag("-h,--help", help);
   for (std::size_t i = 0; i < entries_.size(); ++i) {
@@ -266,15 +301,12 @@ bool OptionSet::parse(const std::vector<std::string>& words) {
     };
     if (entry.kind == OptionKind::kFlag) {
       app.add_flag("--" + entry.name, given[i]);
-    } else if (entry.positional) {
-      CLI::Option* option = app.add_option(entry.name, keep);
-      if (entry.kind == OptionKind::kList) {
-        option->expected(1, CLI::detail::expected_max_vector_size)->allow_extra_args();
-      }
-    } else {
+    } else if (!entry.positional) {
       app.add_option("--" + entry.name, keep)
           ->expected(1)
           ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+    } else if (CLI::Option* option = app.add_option(entry.name, keep); entry.kind == OptionKind::kList) {
+      option->expected(1, CLI::detail::expected_max_vector_size)->allow_extra_args();
     }
   }
   try {
@@ -282,50 +314,22 @@ bool OptionSet::parse(const std::vector<std::string>& words) {
     app.parse(reversed);
   } catch (const CLI::ArgumentMismatch& e) {
     const std::string what = e.what();
-    const std::string name = what.substr(0, what.find(':'));
-    throw UsageError("{}: needs a value; `tessera {} --help` says which", name, command_);
+    throw UsageError("{}: needs a value; `tessera {} --help` says which", what.substr(0, what.find(':')),
+                     command_);
   } catch (const CLI::ParseError& e) {
     throw UsageError("{}; see `tessera {} --help`", e.what(), command_);
   }
-  if (help) return true;
+  if (help) return false;
 
   for (const std::string& extra : app.remaining()) {
     const std::string otherwise = fmt::format("; `tessera {} --help` lists what there is", command_);
     if (extra.rfind("--", 0) == 0 && extra.size() > 2) {
-      const std::string name =
-          extra.substr(2, extra.find('=') == std::string::npos ? std::string::npos : extra.find('=') - 2);
+      const std::string name = extra.substr(2, std::min(extra.find('='), extra.size()) - 2);
       throw UsageError("--{}: unknown option{}", name, suggestion(name, names(), "--", otherwise));
     }
     throw UsageError("'{}': unexpected word after `tessera {}`{}", extra, command_, otherwise);
   }
-
-  std::map<std::string, OptionValue> from_file;
-  for (std::size_t i = 0; i < entries_.size(); ++i) {
-    if (entries_[i].name == "config" && !given[i].empty())
-      from_file = read_options_file(given[i].front(), *this);
-  }
-  for (std::size_t i = 0; i < entries_.size(); ++i) {
-    const Entry& entry = entries_[i];
-    const std::string where = entry.positional ? entry.metavar : "--" + entry.name;
-    const bool many = entry.kind == OptionKind::kList || entry.kind == OptionKind::kSettings;
-    if (entry.kind == OptionKind::kFlag && !given[i].empty() && given[i].front() != "true") {
-      throw UsageError("{}: takes no value, found '{}'", where, given[i].front());
-    }
-    if (!many && entry.kind != OptionKind::kFlag && given[i].size() > 1) {
-      throw UsageError("{}: given {} times ({}); give it once", where, given[i].size(),
-                       fmt::join(given[i], ", "));
-    }
-    const auto file_value = from_file.find(entry.name);
-    if (file_value != from_file.end() && (given[i].empty() || entry.kind == OptionKind::kSettings)) {
-      entry.apply(file_value->second);
-    }
-    if (!given[i].empty()) entry.apply({given[i], where});
-    if (entry.required && given[i].empty() && file_value == from_file.end()) {
-      throw UsageError("{}: missing; `tessera {}` needs it", entry.positional ? where : left_column(entry),
-                       command_);
-    }
-  }
-  return false;
+  return true;
 }
 
 std::optional<std::int64_t> parse_integer(std::string_view text) {

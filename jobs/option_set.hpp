@@ -81,6 +81,8 @@ class OptionSet {
 
  private:
   Entry& add(Entry entry);
+  // given[i]: the words of entry i. False: help was asked for.
+  bool split_words(const std::vector<std::string>& words, std::vector<std::vector<std::string>>& given) const;
 
   std::string command_;
   std::string summary_;

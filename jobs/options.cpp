@@ -156,8 +156,9 @@ OptionSet eval_options(EvalOptions& o, std::string& config) {
                }
                o.prompt_style = word == "full" ? PromptStyle::kFull : PromptStyle::kCompact;
              });
-  set.settings("set", &o.settings,
-               fmt::format("a parameter of a task; may be repeated: {}", fmt::join(setting_names(), ", ")));
+  set.settings(
+      "set", &o.settings,
+      fmt::format("a parameter of a task; may be repeated: {}", fmt::join(setting_defaults(), ", ")));
 
   set.group("Attention");
   add_method(set, "prefill", &o.prefill, {"streaming", "vertical_slash", "block_sparse", "flexprefill"});
@@ -222,10 +223,10 @@ OptionSet trace_options(TraceOptions& o) {
       OptionSet set("trace export", "Writes the tables of a trace as text.",
                     "tessera trace export out.h5 --table samples > samples.csv");
       set.file("file", &o.files, "the trace");
-      set.choice("table", &o.table, {"all", "points", "attempts", "samples"}, "which table");
+      set.choice("table", &o.table, {"points", "attempts", "samples", "all"}, "which table");
       set.choice("format", &o.format, {"csv", "jsonl"}, "form of a table");
       set.text("output", &o.output, "DIR",
-               "folder for one file a table; without it one table goes to standard output");
+               "folder for one file a table (TABLE.csv); without it the table goes to standard output");
       return set;
     }
     case TraceOptions::Action::kMerge:
@@ -381,7 +382,12 @@ ParsedCommand parse_command_line(int argc, const char* const* argv) {
                      : action == "rebuild" ? TraceOptions::Action::kRebuild
                      : action == "export"  ? TraceOptions::Action::kExport
                                            : TraceOptions::Action::kMerge;
-    return parse(trace_options(options), options);
+    ParsedCommand parsed = parse(trace_options(options), options);
+    const auto* trace = std::get_if<TraceOptions>(&parsed);
+    if (trace != nullptr && trace->table == "all" && trace->output.empty()) {
+      throw UsageError("--table: all tables need a folder; give --output DIR or one table");
+    }
+    return parsed;
   }
   BenchOptions options;
   options.kind = action == "e2e"    ? BenchOptions::Kind::kEndToEnd

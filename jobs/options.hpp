@@ -75,7 +75,7 @@ struct TraceOptions {
   Action action = Action::kCheck;
   std::vector<std::string> files;  // one for rebuild and export
   std::string output;              // export: a folder; merge: the file to write
-  std::string table = "all";       // export: points, attempts, samples or all
+  std::string table = "samples";   // export: points, attempts, samples or all
   std::string format = "csv";      // export: csv or jsonl
 };
 

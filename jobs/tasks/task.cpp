@@ -54,6 +54,16 @@ std::vector<std::string> setting_names() {
   return names;
 }
 
+std::vector<std::string> setting_defaults() {
+  std::vector<std::string> texts;
+  for (const Task& task : all_tasks()) {
+    for (const TaskSetting& setting : task.settings) {
+      texts.push_back(fmt::format("{}={}", full_name(task, setting), setting.fallback));
+    }
+  }
+  return texts;
+}
+
 void check_settings(const TaskSettings& settings) {
   for (const auto& [key, text] : settings) {
     bool known = false;

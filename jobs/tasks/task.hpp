@@ -66,7 +66,8 @@ struct Task {
 
 const Task& find_task(std::string_view name);  // UsageError names the nearest
 std::vector<std::string> task_names();
-std::vector<std::string> setting_names();  // "ruler_niah.queries", … of all tasks
+std::vector<std::string> setting_names();     // "ruler_niah.queries", … of all tasks
+std::vector<std::string> setting_defaults();  // "ruler_niah.queries=4", …
 
 // UsageError for a key that no task has and for a value that is not in its bounds.
 void check_settings(const TaskSettings& settings);

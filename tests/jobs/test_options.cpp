@@ -246,6 +246,7 @@ TEST_CASE("bad command lines are refused in one line that names the option and t
       {"trace check", {"FILE...", "missing"}},
       {"trace rebuild a.h5 b.h5", {"'b.h5'", "unexpected"}},
       {"trace export a.h5 --table plots", {"--table", "'plots'", "points"}},
+      {"trace export a.h5 --table all", {"--table", "--output DIR"}},
       {"trace merge a.h5 b.h5", {"--output FILE.h5", "missing"}},
       {"bench e2e", {"--model DIR", "missing"}},
       {"bench e2e --model m --repeats 0", {"--repeats", "0 is below 1"}},

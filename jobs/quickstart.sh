@@ -21,5 +21,5 @@ say "${command[*]}"
 
 say "the samples, as the trace holds them (tessera trace export $trace --table samples)"
 tessera trace export "$trace" --table samples --format jsonl |
-  sed -E 's/.*"input_tokens":([0-9]+).*"output_tokens":([0-9]+).*"prefill_s":([0-9.e-]+).*"sample":([0-9]+).*"score":([0-9.]+|null).*/sample \4: \1 tokens in, \2 out, prefill \3 s, score \5/'
-say "the trace is $root/$trace (any HDF5 reader opens it), its journal $trace.journal"
+  sed -E 's/.*"sample":([0-9]+).*"input_tokens":([0-9]+).*"output_tokens":([0-9]+).*"score":([0-9.]+|null).*"prefill_s":([0-9.e-]+).*"tpot_s":([0-9.e-]+).*/sample \1: \2 tokens in, \3 out, score \4, prefill \5 s, then \6 s a token/'
+say "the trace is $root/$trace (any HDF5 reader opens it), its journal beside it"

@@ -23,6 +23,7 @@
 #include "parallel/agreement.hpp"
 #include "parallel/watchdog.hpp"
 #include "runtime/model/engine.hpp"
+#include "runtime/core/host.hpp"
 
 namespace tessera {
 namespace {

@@ -13,17 +13,13 @@
 #include <nlohmann/json.hpp>
 #include <ostream>
 
+#include "runtime/core/host.hpp"
 #include "tessera_build_info.hpp"
 
 namespace tessera {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-std::string host_name() {
-  std::array<char, 256> name{};
-  return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "";
-}
 
 // The value of "key : value" or "key: value" in a /proc file, the first that is there.
 std::string proc_value(const char* path, std::string_view key) {

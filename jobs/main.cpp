@@ -17,6 +17,7 @@
 #include "parallel/mpi_session.hpp"
 #include "runtime/core/blas.hpp"
 #include "runtime/core/error.hpp"
+#include "runtime/core/host.hpp"
 
 namespace tessera {
 namespace {

@@ -8,6 +8,7 @@
 
 #include "parallel/mpi_session.hpp"
 #include "runtime/core/error.hpp"
+#include "runtime/core/host.hpp"
 
 namespace tessera {
 namespace {
@@ -125,8 +126,9 @@ void run_agreed(Communicator& world, const std::function<void()>& work) {
   }
   TESSERA_CHECK(first.has_value());
   try {
-    throw_error(first->code, alike ? first->message
-                                   : fmt::format("rank {} ({}): {}", first_rank, first->host, first->message));
+    throw_error(first->code, alike
+                                 ? first->message
+                                 : fmt::format("rank {} ({}): {}", first_rank, first->host, first->message));
   } catch (Error& error) {
     error.mark_on_all_ranks();
     throw;

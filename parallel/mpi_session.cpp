@@ -215,9 +215,4 @@ void die_with_parent() {
   });
 }
 
-std::string host_name() {
-  char name[256] = "";
-  return gethostname(name, sizeof name - 1) == 0 ? std::string(name) : std::string("unknown host");
-}
-
 }  // namespace tessera

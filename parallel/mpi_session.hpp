@@ -70,6 +70,4 @@ std::unique_ptr<MessageChannel> make_message_channel(MpiSession& session);  // c
 // rank outlives a killed mpirun.
 void die_with_parent();
 
-std::string host_name();
-
 }  // namespace tessera

@@ -11,6 +11,7 @@
 
 #include "parallel/agreement.hpp"
 #include "runtime/core/random.hpp"
+#include "runtime/core/host.hpp"
 
 using namespace tessera;
 

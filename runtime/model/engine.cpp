@@ -40,7 +40,8 @@ struct Engine::Command {
   std::int64_t max_output = 0;
 };
 
-Engine::Engine(Transformer& transformer, KvCache& cache, Grid& grid, const MemoryMeter& meter, EngineOptions options)
+Engine::Engine(Transformer& transformer, KvCache& cache, Grid& grid, const MemoryMeter& meter,
+               EngineOptions options)
     : transformer_(transformer), cache_(cache), grid_(grid), meter_(meter), options_(std::move(options)) {}
 
 Engine::~Engine() {
@@ -52,10 +53,16 @@ bool Engine::run(RequestSource* source) {
   for (;;) {
     const Command command = agree(source);
     switch (command.kind) {
-      case Command::kStop: return false;
-      case Command::kDry: return true;
-      case Command::kAdmit: admit(command, source); break;
-      case Command::kStep: step(source); break;
+      case Command::kStop:
+        return false;
+      case Command::kDry:
+        return true;
+      case Command::kAdmit:
+        admit(command, source);
+        break;
+      case Command::kStep:
+        step(source);
+        break;
     }
   }
 }
@@ -152,7 +159,8 @@ void Engine::accept_token(Active& active, std::int32_t token) {
     return;
   }
   completion.output.push_back(token);
-  if (static_cast<std::int64_t>(completion.output.size()) == active.max_output) completion.finish_reason = "length";
+  if (static_cast<std::int64_t>(completion.output.size()) == active.max_output)
+    completion.finish_reason = "length";
 }
 
 void Engine::complete_finished(RequestSource* source) {
@@ -163,7 +171,8 @@ void Engine::complete_finished(RequestSource* source) {
       continue;
     }
     const std::size_t steps = active.completion.decode_positions.size();
-    active.completion.per_token_s = steps > 0 ? seconds_since(active.first_token_at) / static_cast<double>(steps) : NAN;
+    active.completion.per_token_s =
+        steps > 0 ? seconds_since(active.first_token_at) / static_cast<double>(steps) : NAN;
     ByteWriter writer;
     pack_report(writer, report(active));
     const auto reports = grid_.group->gather(writer.take(), 0);

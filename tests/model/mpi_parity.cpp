@@ -1,5 +1,5 @@
-// The transformer against Hugging Face transformers in fp32 (tests/fixtures/make_fixtures.py), on every grid that the
-// number of ranks allows: logits within 1e-4 relative, greedy text identical for 64 tokens.
+// The transformer against Hugging Face transformers in fp32 (tests/fixtures/make_fixtures.py), on every grid
+// that the number of ranks allows: logits within 1e-4 relative, greedy text identical for 64 tokens.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -58,14 +58,14 @@ double relative_error(const float* ours, const float* theirs, std::size_t count)
 
 // A model on one grid.
 struct Model {
-  Model(const std::string& folder, const GridShape& shape, MpiSession& session, std::int64_t prompt_tokens, int batch,
-        LoadOptions load = {})
+  Model(const std::string& folder, const GridShape& shape, MpiSession& session, std::int64_t prompt_tokens,
+        int batch, LoadOptions load = {})
       : config(read_model_config(folder)),
         grid(make_grid(session, shape)),
         weights(load_weights(folder, config, load, *grid.tp, meter)),
         share(head_share(config, grid.place.tp, shape.tp)),
-        cache({static_cast<int>(config.layers), static_cast<int>(share.kv_heads), static_cast<int>(config.head_dim),
-               DType::kF32},
+        cache({static_cast<int>(config.layers), static_cast<int>(share.kv_heads),
+               static_cast<int>(config.head_dim), DType::kF32},
               kv_slots_needed(config, share, shape, prompt_tokens, prompt_tokens + 64, batch), meter),
         transformer(config, resolve_rope(config, "auto", prompt_tokens + 64).rope, weights, grid, cache,
                     prompt_tokens + 64, meter) {
@@ -184,7 +184,8 @@ TEST_CASE("sequences that decode together, and join and leave at any step, get t
   std::vector<Request> requests;
   for (int i = 0; i < 7; ++i) {  // the first one is the reference prompt, the others are its beginnings
     const std::int64_t cut = i == 0 ? length : length * (i + 1) / 9 + 1;
-    requests.push_back({i, {expected.prompt.begin(), expected.prompt.begin() + cut}, i == 0 ? 64 : 5 + 3 * i});
+    requests.push_back(
+        {i, {expected.prompt.begin(), expected.prompt.begin() + cut}, i == 0 ? 64 : 5 + 3 * i});
   }
   for (const GridShape& shape : grids_of(session.size())) {
     std::vector<std::vector<std::int32_t>> alone;
@@ -251,8 +252,8 @@ TEST_CASE("drawn weights are the same model on every grid") {
       const std::size_t whole_row = static_cast<std::size_t>(all.down.columns) * size_of(w.down.dtype);
       const std::size_t part_row = static_cast<std::size_t>(w.down.columns) * size_of(w.down.dtype);
       for (std::int64_t r = 0; r < w.down.rows; ++r) {
-        REQUIRE(std::memcmp(w.down.data + r * part_row, all.down.data + r * whole_row + grid.place.tp * part_row,
-                            part_row) == 0);
+        REQUIRE(std::memcmp(w.down.data + r * part_row,
+                            all.down.data + r * whole_row + grid.place.tp * part_row, part_row) == 0);
       }
     }
   }

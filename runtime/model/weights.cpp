@@ -9,9 +9,6 @@
 namespace tessera {
 namespace {
 
-// Below this many bytes a row, every rank would touch every page of a column-split tensor: one rank reads the
-// pages and scatters the slices instead.
-constexpr std::int64_t kShortRowBytes = 8192;
 constexpr std::int64_t kScatterStageBytes = 32 << 20;
 
 constexpr const char* kPrefixes[] = {"model.", "language_model.model.", "model.language_model.", ""};
@@ -120,7 +117,7 @@ class Loader {
       }
     } else {
       std::byte* target = own(view.bytes());
-      if (slice.columns() * element < kShortRowBytes) {
+      if (slice.columns() * element < options_.short_row_bytes) {
         scatter_columns(spec, data, element, slice, target);
       } else {
         copy_columns(spec, data, element, slice, target);

@@ -51,6 +51,9 @@ struct Weights {
 struct LoadOptions {
   std::optional<std::uint64_t> random_seed;  // draw weights; no checkpoint is read
   bool as_f32 = false;                       // keep fp32 copies; else the file's dtype
+  // Below this many bytes a row, every rank would touch every page of a column-split tensor: one rank reads
+  // the pages and scatters the slices instead.
+  std::int64_t short_row_bytes = 8192;
 };
 
 // Opens the checkpoint and compares every declared tensor with it: presence, shape, dtype; InputError as

@@ -6,14 +6,6 @@
 
 namespace tessera {
 
-// OpenBLAS releases older than the CPU may take it for an older one and run AVX2 kernels where its AVX-512
-// kernels would be twice as fast. The choice is made while the library loads, from the CPU or from
-// OPENBLAS_CORETYPE, so the only way to correct it is to set that and start the program again. Does so at
-// most once, and never when the user has set the variable; call first thing in main, before MPI. Returns true
-// where there was nothing to do, false where the kernels are not the best we know and the restart was not
-// possible.
-bool prefer_best_blas_kernels(char** argv);
-
 // "OpenBLAS 0.3.21 (SkylakeX kernels)": for `tessera info`.
 std::string blas_description();
 

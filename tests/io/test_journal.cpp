@@ -11,8 +11,8 @@
 #include "io/journal_line.hpp"
 #include "io/packing.hpp"
 #include "runtime/core/error.hpp"
-#include "tests/io/trace_samples.hpp"
 #include "runtime/core/host.hpp"
+#include "tests/io/trace_samples.hpp"
 
 using namespace tessera;
 using namespace tessera::test;

@@ -17,6 +17,7 @@
 #include "io/file_output.hpp"
 #include "io/trace_schema.hpp"
 #include "runtime/core/error.hpp"
+#include "runtime/core/host.hpp"
 
 namespace tessera {
 
@@ -149,12 +150,6 @@ std::unique_ptr<FileLock> FileLock::try_acquire(int fd, const std::string& path,
   const bool no_locks = errno == ENOLCK || errno == ENOSYS || errno == EOPNOTSUPP || errno == EINVAL;
   if (!no_locks) throw_write_error(path, "locking", errno);
   return try_lease(path, holder, times);
-}
-
-std::string host_name() {
-  char name[256] = {};
-  if (::gethostname(name, sizeof(name) - 1) != 0 || name[0] == '\0') return "unknown";
-  return name;
 }
 
 }  // namespace tessera

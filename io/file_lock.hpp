@@ -30,6 +30,4 @@ class FileLock {
   virtual bool held() const = 0;
 };
 
-std::string host_name();
-
 }  // namespace tessera

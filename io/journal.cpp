@@ -11,6 +11,7 @@
 
 #include "io/journal_line.hpp"
 #include "runtime/core/error.hpp"
+#include "runtime/core/host.hpp"
 
 namespace tessera {
 

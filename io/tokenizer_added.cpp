@@ -2,15 +2,14 @@
 
 #include <utf8proc.h>
 
-#include <algorithm>
-
 #include "io/utf8.hpp"
 
 namespace tessera {
 
 namespace {
 
-// Characters of words as regular expressions see them (\w): letters, marks, decimal digits, connectors.
+// Characters of words as Rust's regular expressions see them (\w): alphabetic, marks, decimal digits,
+// connectors, joiners.
 bool is_word(char32_t value) {
   switch (utf8proc_category(static_cast<utf8proc_int32_t>(value))) {
     case UTF8PROC_CATEGORY_LU:
@@ -26,7 +25,10 @@ bool is_word(char32_t value) {
     case UTF8PROC_CATEGORY_PC:
       return true;
     default:
-      return value == 0x200C || value == 0x200D;  // joiners
+      return value == 0x200C || value == 0x200D ||      // joiners
+             (value >= 0x24B6 && value <= 0x24E9) ||    // circled letters, and other
+             (value >= 0x1F130 && value <= 0x1F149) ||  // symbols that count as letters
+             (value >= 0x1F150 && value <= 0x1F169) || (value >= 0x1F170 && value <= 0x1F189);
   }
 }
 
@@ -105,8 +107,9 @@ std::vector<AddedTokenMatcher::Part> AddedTokenMatcher::split(std::string_view t
     }
     if (begin > done) parts.push_back({done, begin, -1});
     parts.push_back({begin, end, token.id});
+    // The search goes on behind the token itself: what follows is found even in white space that was
+    // swallowed, as in the reference implementation.
     done = end;
-    at = std::max(at, end);
   }
   if (done < text.size()) parts.push_back({done, text.size(), -1});
   return parts;

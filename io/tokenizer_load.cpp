@@ -403,15 +403,16 @@ class Loader {
     token.lstrip = flag(entry, path, "lstrip", false);
     token.rstrip = flag(entry, path, "rstrip", false);
     check_added_id(token, path);
-    added_.push_back(token);
     if (!token.normalized) {
       parts_->raw_added.add(token, token.content);
+      added_.push_back({token.id, token.special, token.content});
       return;
     }
     const std::string normalized = parts_->normalizer.apply(token.content);
     if (normalized.empty())
       refuse(join(path, "content"), token.content, "a text that the normalizer does not erase");
     parts_->normalized_added.add(token, normalized);
+    added_.push_back({token.id, token.special, normalized});
   }
 
   void check_added_id(const AddedToken& token, const std::string& path) {
@@ -440,12 +441,19 @@ class Loader {
     const Vocabulary& vocabulary = parts.model.vocabulary();
     const auto size = static_cast<std::size_t>(std::max(vocabulary.size(), parts.added.size()));
     parts.special.assign(size, false);
-    for (const AddedToken& token : added_) parts.special[static_cast<std::size_t>(token.id)] = token.special;
+    std::vector<const std::string*> added(size, nullptr);
+    for (const Added& token : added_) {
+      parts.special[static_cast<std::size_t>(token.id)] = token.special;
+      added[static_cast<std::size_t>(token.id)] = &token.decoded;
+    }
     parts.ends.reserve(size);
     for (std::size_t id = 0; id < size; ++id) {
-      auto token = parts.added.text(static_cast<std::int32_t>(id));
-      if (!token) token = vocabulary.text(static_cast<std::int32_t>(id));
-      if (token) parts.bytes += parts.decoder.token_bytes(*token);
+      const auto known = vocabulary.text(static_cast<std::int32_t>(id));
+      if (added[id] != nullptr) {
+        parts.bytes += parts.decoder.token_bytes(*added[id]);
+      } else if (known) {
+        parts.bytes += parts.decoder.token_bytes(*known);
+      }
       if (parts.bytes.size() > kMaxDecodedBytes) {
         throw InputError("{}: decoder: the tokens decode to more than {} bytes", file_, kMaxDecodedBytes);
       }
@@ -456,7 +464,12 @@ class Loader {
   const json& root_;
   const std::string& file_;
   std::shared_ptr<TokenizerParts> parts_ = std::make_shared<TokenizerParts>();
-  std::vector<AddedToken> added_;
+  struct Added {
+    std::int32_t id;
+    bool special;
+    std::string decoded;  // what the decoder is given: the text that was matched
+  };
+  std::vector<Added> added_;
   bool byte_level_ = false;
   bool fallback_seen_ = false;
   bool fused_ = false;

@@ -20,7 +20,10 @@ constexpr std::uint32_t kMaxHeapKiB = 64 << 10;
 constexpr std::size_t kStride = 4096;
 constexpr std::chrono::seconds kMaxTime{30};
 
-constexpr std::string_view kWord = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+// Characters of words as Oniguruma has them: alone, \w also takes the superscript digits and fractions of
+// Latin-1.
+constexpr std::string_view kWordInClass = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+constexpr std::string_view kWord = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}";
 
 // Rewrites an Oniguruma expression for PCRE2, or throws.
 class Translator {
@@ -70,7 +73,7 @@ class Translator {
         at_ += 2;
         return;
       case 'w':  // PCRE2's own \w changed between releases
-        out_ += in_class_ ? std::string(kWord) : fmt::format("[{}]", kWord);
+        out_ += in_class_ ? std::string(kWordInClass) : fmt::format("[{}]", kWord);
         at_ += 2;
         return;
       case 'W':

@@ -42,7 +42,25 @@ void order_marks(std::vector<utf8proc_int32_t>& text) {
   }
 }
 
-// Index spans of a finished step, after HF's rules for what a match is joined to.
+// Canonical composition. U+11A7 is no trailing consonant (the first is U+11A8), but utf8proc 2.8 composes it
+// and so swallows it; as a starter that composes with nothing, it cuts the text into stretches that are
+// independent.
+void compose_in_place(std::vector<utf8proc_int32_t>& text) {
+  constexpr utf8proc_int32_t kNotTrailing = 0x11A7;
+  auto out = text.begin();
+  for (auto begin = text.begin(); begin != text.end();) {
+    const auto end = std::find(begin, text.end(), kNotTrailing);
+    const utf8proc_ssize_t count = utf8proc_normalize_utf32(
+        &*begin, end - begin, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+    TESSERA_CHECK(count >= 0 && count <= end - begin);
+    out = std::copy(begin, begin + count, out);
+    begin = end;
+    for (; begin != text.end() && *begin == kNotTrailing; ++begin) *out++ = kNotTrailing;
+  }
+  text.erase(out, text.end());
+}
+
+// Joins matches to their neighbours by the rules of Hugging Face's tokenizers.
 std::vector<Span> merge_spans(const std::vector<Span>& spans, SplitBehavior behavior) {
   std::vector<Span> out;
   out.reserve(spans.size());
@@ -93,13 +111,7 @@ std::string unicode_normalize(std::string_view text, UnicodeForm form) {
     at += c.size;
   }
   order_marks(code_points);
-  if (compose) {
-    const utf8proc_ssize_t count =
-        utf8proc_normalize_utf32(code_points.data(), static_cast<utf8proc_ssize_t>(code_points.size()),
-                                 static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
-    TESSERA_CHECK(count >= 0 && static_cast<std::size_t>(count) <= code_points.size());
-    code_points.resize(static_cast<std::size_t>(count));
-  }
+  if (compose) compose_in_place(code_points);
   std::string out;
   out.reserve(text.size());
   for (const utf8proc_int32_t c : code_points) append_utf8(out, static_cast<char32_t>(c));

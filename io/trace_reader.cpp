@@ -202,8 +202,8 @@ class TraceLoader {
     for (const auto& array : sample_arrays()) {
       auto& values = sample.*array.member;
       values.assign(element_count(array.axes, dims_), 0);
-      Hdf5Shape start = array_shape(array.axes, dims_, row);
-      std::fill(start.begin() + 1, start.end(), 0);
+      Hdf5Shape start(array_shape(array.axes, dims_, 1).size(), 0);
+      start[0] = row;
       read(array.name, Hdf5Type::kUint64, start, array_shape(array.axes, dims_, 1), &values);
     }
     for (std::size_t a = 0; a < layout_.attempt_rows.size(); ++a) {

@@ -4,16 +4,83 @@
 #include <cstring>
 
 #include "runtime/core/error.hpp"
+#include "runtime/core/simd_targets.hpp"
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "runtime/core/dtype.cpp"
+#include <hwy/foreach_target.h>
+
+#include "runtime/core/simd_inl.hpp"
+
+HWY_BEFORE_NAMESPACE();
 namespace tessera {
+namespace HWY_NAMESPACE {
 
-std::size_t size_of(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
+template <DType kType>
+void widen(const std::byte* source, float* target, std::size_t count) {
+  const Floats d;
+  std::size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) hn::StoreU(load_floats<kType>(source, i), d, target + i);
+  for (; i < count; ++i) target[i] = load_float<kType>(source, i);
+}
+
+void widen_bfloat16(const std::byte* source, float* target, std::size_t count) {
+  widen<DType::kBF16>(source, target, count);
+}
+void widen_float16(const std::byte* source, float* target, std::size_t count) {
+  widen<DType::kF16>(source, target, count);
+}
+
+// Round to nearest even on the bits; a NaN is made quiet, since rounding could carry it into infinity.
+void narrow_bfloat16(const float* source, std::byte* target, std::size_t count) {
+  const Floats d;
+  const hn::RebindToUnsigned<Floats> du;
+  const hn::RebindToSigned<Floats> di;
+  const hn::Rebind<std::uint16_t, Floats> d16;
+  std::size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const auto bits = hn::BitCast(du, hn::LoadU(d, source + i));
+    const auto high = hn::ShiftRight<16>(bits);
+    const auto carry = hn::Add(hn::Set(du, 0x7fffu), hn::And(high, hn::Set(du, 1u)));
+    const auto rounded = hn::ShiftRight<16>(hn::Add(bits, carry));
+    const auto quiet = hn::Or(high, hn::Set(du, 0x40u));
+    const auto magnitude = hn::BitCast(di, hn::And(bits, hn::Set(du, 0x7fffffffu)));
+    const auto nan = hn::Gt(magnitude, hn::Set(di, 0x7f800000));  // (a comparison of floats is false for NaN)
+    const auto chosen = hn::IfThenElse(hn::RebindMask(du, nan), quiet, rounded);
+    hn::StoreU(hn::DemoteTo(d16, hn::BitCast(di, chosen)), d16, reinterpret_cast<std::uint16_t*>(target) + i);
+  }
+  for (; i < count; ++i) {
+    const std::uint16_t bits = to_bfloat16(source[i]).bits;
+    std::memcpy(target + 2 * i, &bits, sizeof bits);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace tessera
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace tessera {
+namespace {
+
+HWY_EXPORT(widen_bfloat16);
+HWY_EXPORT(widen_float16);
+HWY_EXPORT(narrow_bfloat16);
+
+}  // namespace
+
+std::size_t size_of(DType dtype) {
+  return dtype == DType::kF32 ? 4 : 2;
+}
 
 std::string_view name_of(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return "f32";
-    case DType::kBF16: return "bf16";
-    case DType::kF16: return "f16";
+    case DType::kF32:
+      return "f32";
+    case DType::kBF16:
+      return "bf16";
+    case DType::kF16:
+      return "f16";
   }
   return "?";
 }
@@ -57,28 +124,34 @@ Float16 to_float16(float value) {
 }
 
 void convert_to_float(const void* source, DType dtype, float* target, std::size_t count) {
-  if (dtype == DType::kF32) {
-    std::memcpy(target, source, count * sizeof(float));
-    return;
-  }
   const auto* bytes = static_cast<const std::byte*>(source);
-  for (std::size_t i = 0; i < count; ++i) {
-    std::uint16_t bits;
-    std::memcpy(&bits, bytes + 2 * i, sizeof bits);
-    target[i] = dtype == DType::kBF16 ? to_float(BFloat16{bits}) : to_float(Float16{bits});
+  switch (dtype) {
+    case DType::kF32:
+      if (count > 0) std::memcpy(target, source, count * sizeof(float));
+      return;
+    case DType::kBF16:
+      return HWY_DYNAMIC_DISPATCH(widen_bfloat16)(bytes, target, count);
+    case DType::kF16:
+      return HWY_DYNAMIC_DISPATCH(widen_float16)(bytes, target, count);
   }
 }
 
 void convert_from_float(const float* source, DType dtype, void* target, std::size_t count) {
-  if (dtype == DType::kF32) {
-    std::memcpy(target, source, count * sizeof(float));
-    return;
-  }
   auto* bytes = static_cast<std::byte*>(target);
-  for (std::size_t i = 0; i < count; ++i) {
-    const std::uint16_t bits = dtype == DType::kBF16 ? to_bfloat16(source[i]).bits : to_float16(source[i]).bits;
-    std::memcpy(bytes + 2 * i, &bits, sizeof bits);
+  switch (dtype) {
+    case DType::kF32:
+      if (count > 0) std::memcpy(target, source, count * sizeof(float));
+      return;
+    case DType::kBF16:
+      return HWY_DYNAMIC_DISPATCH(narrow_bfloat16)(source, bytes, count);
+    case DType::kF16:
+      for (std::size_t i = 0; i < count; ++i) {
+        const std::uint16_t bits = to_float16(source[i]).bits;
+        std::memcpy(bytes + 2 * i, &bits, sizeof bits);
+      }
+      return;
   }
 }
 
 }  // namespace tessera
+#endif  // HWY_ONCE

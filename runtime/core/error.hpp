@@ -28,8 +28,13 @@ class Error : public std::runtime_error {
   Error(ExitCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
   ExitCode code() const { return code_; }
 
+  // Every rank throws this same error (see run_agreed), so that all can end in order with its code.
+  bool on_all_ranks() const { return on_all_ranks_; }
+  void mark_on_all_ranks() { on_all_ranks_ = true; }
+
  private:
   ExitCode code_;
+  bool on_all_ranks_ = false;
 };
 
 // One class a code, so that tests and callers can tell them apart by type. Messages are one line and name

@@ -12,6 +12,7 @@
 #include "io/packing.hpp"
 #include "runtime/core/error.hpp"
 #include "tests/io/trace_samples.hpp"
+#include "runtime/core/host.hpp"
 
 using namespace tessera;
 using namespace tessera::test;

@@ -1,0 +1,30 @@
+// The samples of a run: which are left to do, made on all ranks, gathered at rank 0.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "jobs/tasks/task.hpp"
+#include "parallel/communicator.hpp"
+#include "runtime/model/completion.hpp"
+
+namespace tessera {
+
+// One piece of work: sample `sample` of task `point` of the run.
+struct PendingSample {
+  std::int64_t point = 0;
+  std::int64_t sample = 0;
+};
+
+struct PreparedSample {
+  PendingSample which;
+  TaskSample content;
+};
+
+// Every rank makes its share of the pending samples (OpenMP over them); rank 0 gets all of them, longest
+// first. The pending list is read at rank 0 and sent to the others. Collective.
+std::vector<PreparedSample> prepare_samples(Communicator& world, std::vector<PendingSample> pending,
+                                            const std::vector<const Task*>& tasks,
+                                            const TaskContext& context);
+
+}  // namespace tessera

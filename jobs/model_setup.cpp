@@ -1,0 +1,101 @@
+#include "jobs/model_setup.hpp"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+
+#include "kvcache/kv_cache.hpp"
+#include "runtime/core/error.hpp"
+#include "runtime/model/engine.hpp"
+
+namespace tessera {
+
+ChatFamily chat_family_of(ModelFamily family) {
+  switch (family) {
+    case ModelFamily::kQwen2:
+      return ChatFamily::kQwen2;
+    case ModelFamily::kLlama3:
+      return ChatFamily::kLlama3;
+    case ModelFamily::kGemma3:
+      return ChatFamily::kGemma3;
+  }
+  throw InternalError("a model family has no chat prompt");
+}
+
+ModelSetup read_model_setup(const std::string& model_dir, const std::string& rope_option,
+                            std::int64_t total_tokens) {
+  ModelConfig config = read_model_config(model_dir);
+  EffectiveRope rope = resolve_rope(config, rope_option, total_tokens);
+  if (total_tokens > rope.max_positions) {
+    throw UsageError(
+        "--length and --max-output-tokens ask for {} tokens together, but the model allows {} under its "
+        "rope ({}); shorten them or set --rope yarn:F",
+        total_tokens, rope.max_positions, rope.description);
+  }
+  Tokenizer tokenizer = Tokenizer::load(model_dir + "/tokenizer.json");
+  if (tokenizer.vocab_size() > config.vocab) {
+    throw InputError(
+        "{}/tokenizer.json: its largest id is {}, but config.json has vocab_size {}; the two belong to "
+        "different models",
+        model_dir, tokenizer.vocab_size() - 1, config.vocab);
+  }
+  const ChatFamily chat = chat_family_of(config.family);
+  std::filesystem::path path = std::filesystem::absolute(model_dir).lexically_normal();
+  if (!path.has_filename()) path = path.parent_path();
+  return {std::move(config), std::move(rope), std::move(tokenizer), chat, path.filename().string()};
+}
+
+MemoryPlan plan_memory(const ModelConfig& config, const MemoryRequest& request) {
+  const GridShape& shape = request.shape;
+  MemoryPlan plan;
+  for (const TensorSpec& spec : declare_tensors(config)) {
+    const Slice slice = slice_of(spec, config, 0, shape.tp);
+    const bool copied = request.weights_copied || slice.columns() != spec.columns;
+    const std::int64_t bytes = slice.rows() * slice.columns() * request.weight_element_bytes;
+    (copied ? plan.weights_owned : plan.weights_mapped) += bytes;
+    if (!copied) plan.weights_mapped_whole += spec.rows * spec.columns * request.weight_element_bytes;
+  }
+  const HeadShare share = head_share(config, 0, shape.tp);
+  const KvShape kv{static_cast<int>(config.layers), static_cast<int>(share.kv_heads),
+                   static_cast<int>(config.head_dim), request.kv_dtype};
+  plan.kv = kv_slots_needed(config, share, shape, request.prompt_tokens, request.max_tokens, request.batch) *
+            static_cast<std::int64_t>(kv.slot_bytes());
+  // Residual stream, queries and attention output of a prompt, and the rope tables.
+  const std::int64_t local = SequencePartition(request.prompt_tokens, shape.sp).tokens_of(0);
+  const std::int64_t ropes = config.family == ModelFamily::kGemma3 ? 2 : 1;
+  plan.workspace = 4 * (local * (config.hidden + 2 * share.heads * config.head_dim) +
+                        ropes * request.max_tokens * config.head_dim);
+  return plan;
+}
+
+std::int64_t available_memory_bytes() {
+  std::int64_t available = std::numeric_limits<std::int64_t>::max();
+  std::ifstream meminfo("/proc/meminfo");
+  std::string name, unit;
+  std::int64_t value = 0;
+  while (meminfo >> name >> value) {
+    std::getline(meminfo, unit);
+    if (name == "MemAvailable:") available = value * 1024;
+  }
+  std::int64_t limit = 0, used = 0;
+  std::ifstream limit_file("/sys/fs/cgroup/memory.max"), used_file("/sys/fs/cgroup/memory.current");
+  if (limit_file >> limit && used_file >> used)
+    available = std::min(available, std::max<std::int64_t>(0, limit - used));
+  return available;
+}
+
+void check_memory(const MemoryPlan& plan, int local_ranks) {
+  const std::int64_t available = available_memory_bytes();
+  const std::int64_t mapped = std::min(plan.weights_mapped * local_ranks, plan.weights_mapped_whole);
+  const std::int64_t asked = mapped + (plan.weights_owned + plan.kv + plan.workspace) * local_ranks;
+  if (asked <= available) return;
+  constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
+  throw ResourceError(
+      "memory: {} ranks on this machine need {:.2f} GiB (weights {:.2f}, KV {:.2f}, workspace {:.2f} a "
+      "rank), but {:.2f} GiB are available; use more machines, a smaller --batch or a shorter --length",
+      local_ranks, asked / kGiB, (plan.weights_mapped + plan.weights_owned) / kGiB, plan.kv / kGiB,
+      plan.workspace / kGiB, available / kGiB);
+}
+
+}  // namespace tessera

@@ -1,0 +1,59 @@
+// Everything that a run knows about its model before weights are loaded: read and checked on every rank
+// alike.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "io/chat_prompt.hpp"
+#include "io/model_config.hpp"
+#include "io/run_key.hpp"
+#include "io/tokenizer.hpp"
+#include "jobs/options.hpp"
+#include "parallel/grid.hpp"
+#include "runtime/model/tensor_plan.hpp"
+
+namespace tessera {
+
+struct ModelSetup {
+  ModelConfig config;
+  EffectiveRope rope;
+  Tokenizer tokenizer;
+  ChatFamily chat;
+  std::string model_name;  // last part of the directory
+};
+
+// InputError for a bad file; UsageError when length + output exceeds what the model's rope allows.
+ModelSetup read_model_setup(const std::string& model_dir, const std::string& rope_option,
+                            std::int64_t total_tokens);
+
+ChatFamily chat_family_of(ModelFamily family);
+
+// Bytes that one rank of the grid will hold, as planned.
+struct MemoryPlan {
+  std::int64_t weights_mapped = 0;  // pages of the checkpoint's files, which the ranks of a machine share
+  std::int64_t weights_mapped_whole = 0;  // the most that all ranks together can map
+  std::int64_t weights_owned = 0;         // copies of its own: column slices, fp32 copies, drawn weights
+  std::int64_t kv = 0;
+  std::int64_t workspace = 0;
+};
+struct MemoryRequest {
+  GridShape shape;
+  std::int64_t prompt_tokens = 0;
+  std::int64_t max_tokens = 0;  // output included
+  int batch = 1;
+  bool weights_copied = false;  // drawn, or widened to fp32
+  std::int64_t weight_element_bytes = 2;
+  DType kv_dtype = DType::kF32;
+};
+MemoryPlan plan_memory(const ModelConfig& config, const MemoryRequest& request);
+
+// ResourceError when the ranks of this machine ask for more than it has available; names both, and what to
+// change.
+void check_memory(const MemoryPlan& plan, int local_ranks);
+
+// Memory that this process may still take: the smaller of MemAvailable and the control group's limit.
+std::int64_t available_memory_bytes();
+
+}  // namespace tessera

@@ -1,0 +1,400 @@
+#include "jobs/options.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "jobs/option_set.hpp"
+#include "jobs/tasks/task.hpp"
+#include "runtime/core/error.hpp"
+#include "tessera_build_info.hpp"
+
+namespace tessera {
+namespace {
+
+// Far above any machine or context, far below what would overflow products of two.
+constexpr std::int64_t kMostTokens = std::int64_t{1} << 24;
+constexpr std::int64_t kMostSamples = 100'000'000;
+constexpr int kMostRanks = 1 << 16;
+
+void add_weights(OptionSet& set, WeightsSource* weights) {
+  set.custom("weights", OptionKind::kText, "SOURCE", "checkpoint",
+             "checkpoint: the safetensors files of --model; random:SEED: drawn from a seed, so that only "
+             "config.json and the tokenizer are needed",
+             [weights](const OptionValue& value) {
+               const std::string& word = value.words.front();
+               constexpr std::string_view kRandom = "random:";
+               if (word == "checkpoint") {
+                 *weights = {};
+                 return;
+               }
+               const std::optional<std::int64_t> seed =
+                   word.rfind(kRandom, 0) == 0 ? parse_integer(std::string_view(word).substr(kRandom.size()))
+                                               : std::nullopt;
+               if (!seed || *seed < 0) {
+                 throw UsageError("{}: '{}' is neither checkpoint nor random:SEED (a whole number)",
+                                  value.where, word);
+               }
+               *weights = {true, static_cast<std::uint64_t>(*seed)};
+             });
+}
+
+void add_weights_dtype(OptionSet& set, WeightsDType* dtype) {
+  set.custom("weights-dtype", OptionKind::kText, "file|f32", "file",
+             "how weights are kept in memory: as the file has them (converted tile by tile), or f32",
+             [dtype](const OptionValue& value) {
+               const std::string& word = value.words.front();
+               if (word != "file" && word != "f32") {
+                 throw UsageError("{}: '{}' is not one of file, f32", value.where, word);
+               }
+               *dtype = {word == "file", DType::kF32};
+             });
+}
+
+// Types that the backends compute or store in today; others are named as known but absent.
+void add_dtype(OptionSet& set, const std::string& name, DType* target, std::vector<DType> built,
+               std::string help) {
+  std::vector<std::string_view> names;
+  for (DType dtype : built) names.push_back(name_of(dtype));
+  set.custom(name, OptionKind::kText, fmt::format("{}", fmt::join(names, "|")), std::string(name_of(*target)),
+             std::move(help), [target, built, names](const OptionValue& value) {
+               DType dtype = DType::kF32;
+               try {
+                 dtype = parse_dtype(value.words.front());
+               } catch (const UsageError&) {
+                 throw UsageError("{}: '{}' is not one of {}", value.where, value.words.front(),
+                                  fmt::join(names, ", "));
+               }
+               if (std::find(built.begin(), built.end(), dtype) == built.end()) {
+                 throw UsageError("{}: {} is not there yet; use {}", value.where, name_of(dtype),
+                                  fmt::join(names, ", "));
+               }
+               *target = dtype;
+             });
+}
+
+// One of the sparse-attention methods by name. Those of the design that are not built yet say so.
+void add_method(OptionSet& set, const std::string& phase, std::string* target,
+                std::vector<std::string> planned) {
+  set.custom(phase, OptionKind::kText, "METHOD", *target, fmt::format("attention in {}: dense", phase),
+             [target, phase, planned = std::move(planned)](const OptionValue& value) {
+               const std::string& word = value.words.front();
+               if (word == "dense") {
+                 *target = word;
+               } else if (std::find(planned.begin(), planned.end(), word) != planned.end()) {
+                 throw UsageError("{}: the {} method {} is not there yet; use dense", value.where, phase,
+                                  word);
+               } else {
+                 throw UsageError("{}: '{}' is no {} method; use dense", value.where, word, phase);
+               }
+             });
+}
+
+void add_rope(OptionSet& set, RopeChoice* rope) {
+  set.custom("rope", OptionKind::kText, "auto|config|yarn:F", "auto",
+             "rotary scaling: auto follows the study (YaRN for Qwen past 32,768 tokens, prompt and output "
+             "together); "
+             "config takes config.json as it is; yarn:F is YaRN with factor F",
+             [rope](const OptionValue& value) {
+               const std::string& word = value.words.front();
+               if (word == "auto" || word == "config") {
+                 *rope = {word == "auto" ? RopeChoice::Kind::kAuto : RopeChoice::Kind::kConfig, 1};
+                 return;
+               }
+               const std::optional<double> factor =
+                   word.rfind("yarn:", 0) == 0 ? parse_real(std::string_view(word).substr(5)) : std::nullopt;
+               if (!factor) {
+                 throw UsageError("{}: '{}' is not one of auto, config, yarn:F (a number)", value.where,
+                                  word);
+               }
+               if (*factor < 1 || *factor > 1024) {
+                 throw UsageError("{}: YaRN's factor {} is not between 1 and 1024", value.where, *factor);
+               }
+               *rope = {RopeChoice::Kind::kYarn, *factor};
+             });
+}
+
+void add_threads(OptionSet& set, int* threads) {
+  set.integer("threads", threads, 1, 4096, "CPU threads a rank", "N",
+              "OMP_NUM_THREADS, else the rank's cores");
+}
+
+OptionSet eval_options(EvalOptions& o, std::string& config) {
+  OptionSet set(
+      "eval",
+      "Answers the samples of one or more tasks with a model and leaves their scores in a journal and an "
+      "HDF5 trace. Repeat the command to resume it; more --samples append; another number of ranks may "
+      "go on with it.",
+      "mpirun -np 2 tessera eval --model DIR --task ruler_niah --length 4096 --samples 20 --tp 2 "
+      "--trace out.h5");
+  set.group("Model");
+  set.text("model", &o.model, "DIR", "Hugging Face directory: config.json, tokenizer.json, *.safetensors")
+      .required = true;
+  add_weights(set, &o.weights);
+  add_rope(set, &o.rope);
+  add_dtype(set, "dtype", &o.dtype, {DType::kF32}, "arithmetic");
+  add_weights_dtype(set, &o.weights_dtype);
+  add_dtype(set, "kv-dtype", &o.kv_dtype, {DType::kF32, DType::kBF16, DType::kF16},
+            "storage of keys and values");
+
+  set.group("Task");
+  set.list("task", &o.tasks, "NAME[,NAME]",
+           fmt::format("tasks to run: {}; may be repeated", fmt::join(task_names(), ", ")))
+      .required = true;
+  set.integer("length", &o.length, 1, kMostTokens, "tokens of the prompt, chat prompt included", "N", "none")
+      .required = true;
+  set.integer("samples", &o.samples, 1, kMostSamples, "samples of each task");
+  set.unsigned64("seed", &o.seed, "seed of the samples: the same seed and index give the same prompt");
+  set.integer("max-output-tokens", &o.max_output_tokens, 1, kMostTokens, "tokens to generate at most", "N",
+              "the task's own");
+  set.custom("prompt-style", OptionKind::kText, "full|compact", "full",
+             "full: instructions as in the study; compact: the same content in the fewest words",
+             [&o](const OptionValue& value) {
+               const std::string& word = value.words.front();
+               if (word != "full" && word != "compact") {
+                 throw UsageError("{}: '{}' is not one of full, compact", value.where, word);
+               }
+               o.prompt_style = word == "full" ? PromptStyle::kFull : PromptStyle::kCompact;
+             });
+  set.settings(
+      "set", &o.settings,
+      fmt::format("a parameter of a task; may be repeated: {}", fmt::join(setting_defaults(), ", ")));
+
+  set.group("Attention");
+  add_method(set, "prefill", &o.prefill, {"streaming", "vertical_slash", "block_sparse", "flexprefill"});
+  add_method(set, "decode", &o.decode, {"streaming", "snapkv", "ada_snapkv", "pyramidkv", "quest"});
+
+  set.group("Ranks and devices (tp x sp x dp = number of ranks)");
+  set.integer("tp", &o.tp, 1, kMostRanks, "tensor-parallel ranks: heads and MLP are split");
+  set.integer("sp", &o.sp, 1, kMostRanks, "sequence-parallel ranks: the prompt is split");
+  set.integer("dp", &o.dp, 1, kMostRanks, "replicas of the model: samples are split", "N",
+              "ranks / (tp x sp)");
+  set.integer("batch", &o.batch, 1, 4096, "sequences that a replica decodes together");
+  set.custom("device", OptionKind::kText, "cpu|cuda", "cpu", "where to compute",
+             [&o](const OptionValue& value) {
+               const std::string& word = value.words.front();
+               if (word == "cuda")
+                 throw UsageError("{}: eval on cuda is not there yet; use cpu", value.where);
+               if (word != "cpu") throw UsageError("{}: '{}' is not one of cpu, cuda", value.where, word);
+               o.device = DeviceKind::kCpu;
+             });
+  add_threads(set, &o.threads);
+
+  set.group("Run");
+  set.text("trace", &o.trace, "FILE.h5", "HDF5 trace to write; the journal is FILE.h5.journal").required =
+      true;
+  set.flag("fresh", &o.fresh, "discard the journal and trace that are there, and start anew");
+  set.text("log-dir", &o.log_dir, "DIR", "also write one log a rank, DIR/tessera.RANK.log");
+  set.duration("timeout", &o.timeout_s, "how long a rank waits for another before the job ends (exit 5)",
+               "600");
+  set.duration(
+      "max-time", &o.max_time_s,
+      "stop cleanly (exit 75) after this time, so that the same command resumes; seconds, 90m or 1:30:00",
+      "none");
+  set.text("config", &config, "FILE.toml",
+           "options from a TOML file, keys without dashes; the command line wins")
+      .in_file = false;
+  return set;
+}
+
+OptionSet info_options(InfoOptions& o) {
+  OptionSet set(
+      "info",
+      "Shows what this binary was built from and the machine it runs on; under mpirun, one line a rank.",
+      "mpirun -np 4 tessera info");
+  set.flag("json", &o.json, "one JSON object instead of text");
+  return set;
+}
+
+OptionSet trace_options(TraceOptions& o) {
+  switch (o.action) {
+    case TraceOptions::Action::kCheck: {
+      OptionSet set("trace check", "Reads traces whole and reports what is wrong with them (exit 3).",
+                    "tessera trace check out.h5");
+      set.files("files", &o.files, "traces to check");
+      return set;
+    }
+    case TraceOptions::Action::kRebuild: {
+      OptionSet set("trace rebuild", "Makes a trace again from its journal.", "tessera trace rebuild out.h5");
+      set.file("file", &o.files, "the trace, or its journal (FILE.h5.journal)");
+      return set;
+    }
+    case TraceOptions::Action::kExport: {
+      OptionSet set("trace export", "Writes the tables of a trace as text.",
+                    "tessera trace export out.h5 --table samples > samples.csv");
+      set.file("file", &o.files, "the trace");
+      set.choice("table", &o.table, {"points", "attempts", "samples", "all"}, "which table");
+      set.choice("format", &o.format, {"csv", "jsonl"}, "form of a table");
+      set.text("output", &o.output, "DIR",
+               "folder for one file a table (TABLE.csv); without it the table goes to standard output");
+      return set;
+    }
+    case TraceOptions::Action::kMerge:
+      break;
+  }
+  OptionSet set("trace merge", "Joins the points of several traces in one.",
+                "tessera trace merge --output all.h5 a.h5 b.h5");
+  set.text("output", &o.output, "FILE.h5", "the trace to write").required = true;
+  set.files("files", &o.files, "traces to join");
+  return set;
+}
+
+OptionSet bench_options(BenchOptions& o) {
+  struct Text {
+    const char* name;
+    const char* summary;
+  };
+  constexpr Text kTexts[] = {
+      {"e2e", "Times prefill and decode of a whole model, in tokens a second."},
+      {"load",
+       "Times loading a checkpoint with first touch of every byte, beside a plain copy of the same files."},
+      {"gemm", "Times the matrix products of a model's shapes."},
+      {"attention", "Times dense attention at a model's heads, in prefill and decode."}};
+  const Text& text = kTexts[static_cast<int>(o.kind)];
+  OptionSet set(fmt::format("bench {}", text.name), text.summary,
+                fmt::format("tessera bench {} --model DIR --weights random:1 --threads 2", text.name));
+  set.text("model", &o.model, "DIR", "Hugging Face directory; config.json gives the shapes").required = true;
+  add_weights(set, &o.weights);
+  add_weights_dtype(set, &o.weights_dtype);
+  set.integer("length", &o.length, 1, kMostTokens, "tokens of the prompt");
+  set.integer("tokens", &o.tokens, 1, kMostTokens, "tokens to generate");
+  add_threads(set, &o.threads);
+  set.integer("repeats", &o.repeats, 1, 10000, "timed repetitions; the median is shown");
+  set.flag("json", &o.json, "one JSON object instead of text");
+  return set;
+}
+
+struct CommandName {
+  const char* words;  // "trace check"
+  const char* summary;
+};
+constexpr CommandName kCommands[] = {
+    {"info", "the build and the machine"},
+    {"eval", "run tasks on a model, with a journal and a trace"},
+    {"trace check", "read traces whole and report what is wrong"},
+    {"trace rebuild", "make a trace again from its journal"},
+    {"trace export", "write the tables of a trace as CSV or JSON lines"},
+    {"trace merge", "join several traces in one"},
+    {"bench e2e", "time prefill and decode of a model"},
+    {"bench load", "time loading a checkpoint"},
+    {"bench gemm", "time matrix products"},
+    {"bench attention", "time dense attention"},
+};
+
+std::string overview() {
+  std::string out =
+      "tessera runs long-context language models under sparse attention on many ranks, and measures what "
+      "the\n"
+      "sparsity costs and buys.\n\nCommands:\n";
+  for (const CommandName& command : kCommands) {
+    out += fmt::format("  {:<18}{}\n", command.words, command.summary);
+  }
+  out +=
+      "\n`tessera COMMAND --help` shows the options of a command; `tessera --version` the version.\n"
+      "Exit codes: 0 done, 2 usage or configuration, 3 bad input file, 4 memory or disk, 5 a peer failed,\n"
+      "6 NaN or Inf, 75 stopped on request (run the same command again to resume).\n";
+  return out;
+}
+
+// The commands whose first word is `first`, by their second word.
+std::vector<std::string> second_words(std::string_view first) {
+  std::vector<std::string> words;
+  for (const CommandName& command : kCommands) {
+    const std::string_view text = command.words;
+    const std::size_t space = text.find(' ');
+    if (space != std::string_view::npos && text.substr(0, space) == first)
+      words.emplace_back(text.substr(space + 1));
+  }
+  return words;
+}
+
+std::vector<std::string> first_words() {
+  std::vector<std::string> words;
+  for (const CommandName& command : kCommands) {
+    std::string first = command.words;
+    first.resize(std::min(first.find(' '), first.size()));
+    if (std::find(words.begin(), words.end(), first) == words.end()) words.push_back(first);
+  }
+  return words;
+}
+
+bool is_help(const std::string& word) {
+  return word == "--help" || word == "-h" || word == "help";
+}
+
+void check_eval(const EvalOptions& o) {
+  for (std::size_t i = 0; i < o.tasks.size(); ++i) {
+    find_task(o.tasks[i]);
+    if (std::find(o.tasks.begin(), o.tasks.begin() + static_cast<std::ptrdiff_t>(i), o.tasks[i]) !=
+        o.tasks.begin() + static_cast<std::ptrdiff_t>(i)) {
+      throw UsageError("--task: {} is named twice; name it once", o.tasks[i]);
+    }
+  }
+  check_settings(o.settings);
+}
+
+}  // namespace
+
+ParsedCommand parse_command_line(int argc, const char* const* argv) {
+  std::vector<std::string> words(argv + std::min(argc, 1), argv + argc);
+  if (words.empty()) throw UsageError("tessera: no command; use one of {}", fmt::join(first_words(), ", "));
+  if (is_help(words[0])) return PrintText{overview()};
+  if (words[0] == "--version") return PrintText{fmt::format("tessera {}\n", build_info::kVersion)};
+
+  std::string command = words[0];
+  const std::vector<std::string> firsts = first_words();
+  if (std::find(firsts.begin(), firsts.end(), command) == firsts.end()) {
+    throw UsageError(
+        "'{}': unknown command{}", command,
+        suggestion(command, firsts, "", fmt::format("; use one of {}", fmt::join(firsts, ", "))));
+  }
+  std::size_t used = 1;
+  if (const std::vector<std::string> seconds = second_words(command); !seconds.empty()) {
+    if (words.size() > 1 && is_help(words[1])) return PrintText{overview()};
+    if (words.size() < 2 || std::find(seconds.begin(), seconds.end(), words[1]) == seconds.end()) {
+      const std::string found = words.size() < 2 ? "nothing" : "'" + words[1] + "'";
+      throw UsageError("tessera {}: needs one of {}, found {}", command, fmt::join(seconds, ", "), found);
+    }
+    command += " " + words[1];
+    used = 2;
+  }
+  words.erase(words.begin(), words.begin() + static_cast<std::ptrdiff_t>(used));
+
+  const auto parse = [&words](OptionSet set, auto& options) -> ParsedCommand {
+    if (set.parse(words)) return PrintText{set.help_text()};
+    return std::move(options);
+  };
+  if (command == "info") {
+    InfoOptions options;
+    return parse(info_options(options), options);
+  }
+  if (command == "eval") {
+    EvalOptions options;
+    std::string config;
+    ParsedCommand parsed = parse(eval_options(options, config), options);
+    if (const auto* eval = std::get_if<EvalOptions>(&parsed)) check_eval(*eval);
+    return parsed;
+  }
+  const std::string action = command.substr(command.find(' ') + 1);
+  if (command.rfind("trace ", 0) == 0) {
+    TraceOptions options;
+    options.action = action == "check"     ? TraceOptions::Action::kCheck
+                     : action == "rebuild" ? TraceOptions::Action::kRebuild
+                     : action == "export"  ? TraceOptions::Action::kExport
+                                           : TraceOptions::Action::kMerge;
+    ParsedCommand parsed = parse(trace_options(options), options);
+    const auto* trace = std::get_if<TraceOptions>(&parsed);
+    if (trace != nullptr && trace->table == "all" && trace->output.empty()) {
+      throw UsageError("--table: all tables need a folder; give --output DIR or one table");
+    }
+    return parsed;
+  }
+  BenchOptions options;
+  options.kind = action == "e2e"    ? BenchOptions::Kind::kEndToEnd
+                 : action == "load" ? BenchOptions::Kind::kLoad
+                 : action == "gemm" ? BenchOptions::Kind::kGemm
+                                    : BenchOptions::Kind::kAttention;
+  return parse(bench_options(options), options);
+}
+
+}  // namespace tessera

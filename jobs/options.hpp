@@ -1,0 +1,105 @@
+// The `tessera` command line as plain values: what each command was asked to do, checked and with defaults
+// filled.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "jobs/tasks/task.hpp"
+#include "runtime/core/device.hpp"
+#include "runtime/core/dtype.hpp"
+
+namespace tessera {
+
+// Where the weights come from: the checkpoint of --model, or a counter hash of a seed (config.json is
+// enough).
+struct WeightsSource {
+  bool random = false;
+  std::uint64_t seed = 0;
+};
+
+struct RopeChoice {
+  enum class Kind : std::uint8_t { kAuto, kConfig, kYarn };
+  Kind kind = Kind::kAuto;
+  double yarn_factor = 1;  // of kYarn
+};
+
+// In --weights-dtype, the file's own; else converted on loading.
+struct WeightsDType {
+  bool as_file = true;
+  DType dtype = DType::kF32;
+};
+
+struct EvalOptions {
+  // model
+  std::string model;  // a Hugging Face directory
+  WeightsSource weights;
+  RopeChoice rope;
+  DType dtype = DType::kF32;  // of arithmetic
+  WeightsDType weights_dtype;
+  DType kv_dtype = DType::kF32;
+  // task
+  std::vector<std::string> tasks;
+  std::int64_t length = 0;  // prompt tokens, chat prompt included
+  std::int64_t samples = 100;
+  std::uint64_t seed = 43;
+  std::int64_t max_output_tokens = 0;  // 0: the task's own
+  PromptStyle prompt_style = PromptStyle::kFull;
+  TaskSettings settings;  // --set KEY=VALUE
+  // attention
+  std::string prefill = "dense";
+  std::string decode = "dense";
+  // grid
+  int tp = 1;
+  int sp = 1;
+  int dp = 0;       // 0: ranks / (tp·sp)
+  int batch = 1;    // sequences decoded together in one replica
+  int threads = 0;  // a rank; 0: OMP_NUM_THREADS, else the cores the rank may run on
+  DeviceKind device = DeviceKind::kCpu;
+  // run
+  std::string trace;    // the HDF5 file; the journal is beside it
+  std::string log_dir;  // empty: none
+  bool fresh = false;
+  double timeout_s = 600;  // a rank that waits longer for a peer gives up
+  double max_time_s = 0;   // 0: no limit
+};
+
+struct InfoOptions {
+  bool json = false;
+};
+
+struct TraceOptions {
+  enum class Action : std::uint8_t { kCheck, kRebuild, kExport, kMerge };
+  Action action = Action::kCheck;
+  std::vector<std::string> files;  // one for rebuild and export
+  std::string output;              // export: a folder; merge: the file to write
+  std::string table = "samples";   // export: points, attempts, samples or all
+  std::string format = "csv";      // export: csv or jsonl
+};
+
+struct BenchOptions {
+  enum class Kind : std::uint8_t { kEndToEnd, kLoad, kGemm, kAttention };
+  Kind kind = Kind::kEndToEnd;
+  std::string model;
+  WeightsSource weights;
+  WeightsDType weights_dtype;
+  std::int64_t length = 4096;  // prompt tokens
+  std::int64_t tokens = 64;    // tokens to generate
+  int threads = 0;
+  int repeats = 3;
+  bool json = false;
+};
+
+// Text to print on standard output, after which the command is done (--help, --version).
+struct PrintText {
+  std::string text;
+};
+
+using ParsedCommand = std::variant<PrintText, InfoOptions, EvalOptions, TraceOptions, BenchOptions>;
+
+// UsageError: one line that names the option (or FILE:LINE: KEY), both values, and what to do.
+ParsedCommand parse_command_line(int argc, const char* const* argv);
+
+}  // namespace tessera

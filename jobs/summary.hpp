@@ -1,0 +1,40 @@
+// What a finished run says about a task in one line: the mean score and how sure it is.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace tessera {
+
+// A mean of scores in [0, 1] with a two-sided 95 % interval. Scores that are all 0 or 1 are counts: Wilson's
+// score interval (Wilson 1927), which is honest at 0 and 1. Others: Student's t, clipped to [0, 1]. NaN
+// bounds where fewer than two scores of the second kind leave the spread unknown; NaN mean without scores.
+struct MeanInterval {
+  std::int64_t count = 0;
+  double mean = 0;
+  double low = 0;
+  double high = 0;
+  std::string_view method;  // "Wilson", "Student's t", "" where there is no interval
+};
+MeanInterval mean_interval(std::span<const double> scores);
+
+// The quantile t of Student's distribution with P(|T| <= t) = 0.95; degrees >= 1.
+double student_t_95(std::int64_t degrees);
+
+struct TaskSummary {
+  std::string task;
+  std::string metric;
+  std::int64_t length = 0;
+  std::int64_t format_errors = 0;  // predictions without the wanted form
+  std::int64_t failed = 0;         // samples that ended in an error and have no score
+  double seconds = 0;              // of this run; 0: not known
+};
+// "ruler_niah 4096: recall 0.925 [0.871, 0.979] (95 %, Student's t), 20 samples, 1 without the answer's form"
+std::string summary_line(const TaskSummary& task, const MeanInterval& interval);
+
+// "45 s", "4 min 05 s", "2 h 03 min"
+std::string duration_text(double seconds);
+
+}  // namespace tessera

@@ -1,0 +1,50 @@
+#include <algorithm>
+#include <limits>
+
+#include "kvcache/kv_cache.hpp"
+#include "runtime/core/error.hpp"
+
+namespace tessera {
+namespace {
+
+std::size_t pool_bytes(std::int64_t slots, std::size_t slot_bytes) {
+  TESSERA_CHECK(slots >= 0 && slot_bytes > 0);
+  if (slots > std::numeric_limits<std::int32_t>::max() ||
+      static_cast<std::size_t>(slots) > std::numeric_limits<std::size_t>::max() / 2 / slot_bytes) {
+    throw ResourceError(
+        "memory: a KV cache of {} slots of {} bytes is more than can be addressed; use more ranks, "
+        "a shorter --length or a smaller --batch",
+        slots, slot_bytes);
+  }
+  return static_cast<std::size_t>(slots) * slot_bytes;
+}
+
+}  // namespace
+
+BlockPool::BlockPool(std::int64_t slots, std::size_t slot_bytes, MemoryMeter& meter)
+    : buffer_(pool_bytes(slots, slot_bytes), MemoryKind::kKv, meter),
+      slot_bytes_(slot_bytes),
+      capacity_(slots) {
+  free_.resize(static_cast<std::size_t>(slots));
+  for (std::size_t i = 0; i < free_.size(); ++i) free_[i] = static_cast<std::int32_t>(free_.size() - 1 - i);
+}
+
+std::int32_t BlockPool::allocate() {
+  if (free_.empty()) {
+    throw ResourceError(
+        "memory: all {} slots of the KV cache are in use ({} bytes); use a smaller --batch, a shorter "
+        "--length or more ranks",
+        capacity_, buffer_.bytes());
+  }
+  const std::int32_t slot = free_.back();
+  free_.pop_back();
+  peak_used_ = std::max(peak_used_, used());
+  return slot;
+}
+
+void BlockPool::free(std::int32_t slot) {
+  TESSERA_CHECK(slot >= 0 && slot < capacity_ && used() > 0);
+  free_.push_back(slot);
+}
+
+}  // namespace tessera

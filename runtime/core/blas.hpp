@@ -1,0 +1,36 @@
+// The BLAS library behind large matrix products on the CPU.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace tessera {
+
+// OpenBLAS releases older than the CPU may take it for an older one and run AVX2 kernels where its AVX-512
+// kernels would be twice as fast. The choice is made while the library loads, from the CPU or from
+// OPENBLAS_CORETYPE, so the only way to correct it is to set that and start the program again. Does so at
+// most once, and never when the user has set the variable; call first thing in main, before MPI. Returns true
+// where there was nothing to do, false where the kernels are not the best we know and the restart was not
+// possible.
+bool prefer_best_blas_kernels(char** argv);
+
+// "OpenBLAS 0.3.21 (SkylakeX kernels)": for `tessera info`.
+std::string blas_description();
+
+// y = x Wᵀ + (accumulate ? y : 0) in the calling thread alone, so that callers split work over their own
+// threads. x (rows, inner), W (columns, inner), y (rows, columns), rows *_stride floats apart.
+struct BlasProduct {
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+  std::int64_t inner = 0;
+  const float* x = nullptr;
+  std::int64_t x_stride = 0;
+  const float* weight = nullptr;
+  std::int64_t weight_stride = 0;
+  float* y = nullptr;
+  std::int64_t y_stride = 0;
+  bool accumulate = false;
+};
+void multiply_in_this_thread(const BlasProduct& p);
+
+}  // namespace tessera

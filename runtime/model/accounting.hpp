@@ -1,0 +1,43 @@
+// What a sample cost, counted from the definitions: pairs, tokens read, bytes and floating-point operations.
+// Integer numerators and denominators, so that any ratio can be derived again offline.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "io/model_config.hpp"
+#include "parallel/partition.hpp"
+
+namespace tessera {
+
+struct SampleCost {
+  // (L, H of the whole model)
+  std::vector<std::uint64_t> pairs_visible;   // (query, key) pairs that the method attends to in prefill
+  std::vector<std::uint64_t> pairs_causal;    // pairs under the causal mask, and the window in window layers
+  std::vector<std::uint64_t> pairs_executed;  // pairs computed, tile waste included
+  std::vector<std::uint64_t> kv_read;         // tokens read by all decode steps
+  std::vector<std::uint64_t> kv_dense;        // tokens that a dense cache would have read
+  std::vector<std::uint64_t> kv_kept;         // (L, K of the whole model) tokens kept after prefill
+  // (Ph), the whole model over all ranks
+  std::vector<std::uint64_t> bytes_weights, bytes_kv, bytes_estimator;
+  std::vector<std::uint64_t> flops_attention, flops_estimate, flops_linear, flops_paper;
+};
+
+// Causal pairs of rows 0 … tokens−1: Σ min(i + 1, window), window = 0 meaning none.
+std::uint64_t causal_pairs(std::int64_t tokens, std::int64_t window);
+
+struct CostInput {
+  const ModelConfig* config = nullptr;
+  int sp = 1;
+  std::int64_t prompt_tokens = 0;
+  std::span<const std::int64_t> decode_positions;  // of each decode step
+  double weight_passes = 0;       // decode steps, each divided by the sequences that shared it
+  std::int64_t weight_bytes = 0;  // of the whole model
+  std::int64_t kv_element_bytes = 4;
+};
+
+// Dense attention on every layer.
+SampleCost dense_cost(const CostInput& input);
+
+}  // namespace tessera

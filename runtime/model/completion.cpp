@@ -1,0 +1,79 @@
+#include "runtime/model/completion.hpp"
+
+namespace tessera {
+namespace {
+
+void pack_exchange(ByteWriter& writer, const ExchangeCounts& counts) {
+  writer.array(counts.bytes_selected);
+  writer.array(counts.bytes_needed);
+  writer.array(counts.bytes_full);
+  writer.array(counts.units_sent);
+}
+
+void unpack_exchange(ByteReader& reader, ExchangeCounts& counts) {
+  reader.array(counts.bytes_selected);
+  reader.array(counts.bytes_needed);
+  reader.array(counts.bytes_full);
+  reader.array(counts.units_sent);
+}
+
+}  // namespace
+
+void pack_report(ByteWriter& writer, const RankReport& r) {
+  writer.value(r.world_rank);
+  writer.array(r.op_s);
+  pack_exchange(writer, r.exchange);
+  writer.value(r.peak_total);
+  writer.value(r.peak_weights);
+  writer.value(r.peak_kv);
+  writer.value(r.peak_workspace);
+  writer.value(r.peak_resident);
+}
+
+RankReport unpack_report(ByteReader& reader) {
+  RankReport r;
+  reader.value(r.world_rank);
+  reader.array(r.op_s);
+  unpack_exchange(reader, r.exchange);
+  reader.value(r.peak_total);
+  reader.value(r.peak_weights);
+  reader.value(r.peak_kv);
+  reader.value(r.peak_workspace);
+  reader.value(r.peak_resident);
+  return r;
+}
+
+void pack_completion(ByteWriter& writer, const Completion& c) {
+  writer.value(c.id);
+  writer.value(c.input_tokens);
+  writer.array(c.output);
+  writer.array(c.finish_reason);
+  writer.value(c.started_epoch);
+  writer.value(c.prefill_s);
+  writer.value(c.first_token_s);
+  writer.value(c.per_token_s);
+  writer.array(c.decode_positions);
+  writer.value(c.weight_passes);
+  writer.value(c.ranks.size());
+  for (const RankReport& report : c.ranks) pack_report(writer, report);
+}
+
+Completion unpack_completion(ByteReader& reader) {
+  Completion c;
+  reader.value(c.id);
+  reader.value(c.input_tokens);
+  reader.array(c.output);
+  reader.array(c.finish_reason);
+  reader.value(c.started_epoch);
+  reader.value(c.prefill_s);
+  reader.value(c.first_token_s);
+  reader.value(c.per_token_s);
+  reader.array(c.decode_positions);
+  reader.value(c.weight_passes);
+  std::size_t ranks = 0;
+  reader.value(ranks);
+  for (std::size_t i = 0; i < ranks; ++i) c.ranks.push_back(unpack_report(reader));
+  return c;
+}
+
+}  // namespace tessera

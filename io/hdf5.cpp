@@ -175,6 +175,7 @@ Hdf5Image::Hdf5Image() {
   const Hdf5Id create(hdf5_checked(H5Pcreate(H5P_FILE_CREATE), "H5Pcreate", "/"), H5Pclose);
   hdf5_checked(H5Pset_link_creation_order(create.get(), H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED),
                "H5Pset_link_creation_order", "/");
+  hdf5_checked(H5Pset_obj_track_times(create.get(), false), "H5Pset_obj_track_times", "/");
   // Most datasets are of few chunks: the default would give each an index of 4 KiB or more.
   hdf5_checked(H5Pset_istore_k(create.get(), 4), "H5Pset_istore_k", "/");
   file_ = {hdf5_checked(H5Fcreate("tessera-trace-image", H5F_ACC_TRUNC, create.get(), access.get()),

@@ -28,14 +28,17 @@ SampleService::SampleService(MessageChannel& channel, std::vector<Request> reque
   });
 }
 
-SampleService::~SampleService() { wait(); }
+SampleService::~SampleService() {
+  abandoned_.store(true);
+  wait();
+}
 
 void SampleService::wait() {
   if (thread_.joinable()) thread_.join();
 }
 
 void SampleService::serve() {
-  while (leaders_left_ > 0) {
+  while (leaders_left_ > 0 && !abandoned_.load()) {
     if (const auto message = channel_.poll(kServiceTag)) {
       answer(*message);
     } else {

@@ -1,5 +1,6 @@
-// The taxonomy: every method is a row over four small enums (DESIGN.md section 2). Adding a method is adding a row and at
-// most one function in each family it needs: importance (window_scores, block_scores, page_scores), budget, selection.
+// The taxonomy: every method is a row over four small enums (DESIGN.md section 2). Adding a method is adding
+// a row and at most one function in each family it needs: importance (window_scores, block_scores,
+// page_scores), budget, selection.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,14 @@
 namespace tessera {
 
 enum class SelectUnit : std::uint8_t { kAll, kLocalWindow, kColumnsAndDiagonals, kBlocks, kTokens, kPages };
-enum class Importance : std::uint8_t { kNone, kFixed, kWindowSoftmax, kPooledBlocks, kAntidiagonals, kPageBounds };
+enum class Importance : std::uint8_t {
+  kNone,
+  kFixed,
+  kWindowSoftmax,
+  kPooledBlocks,
+  kAntidiagonals,
+  kPageBounds
+};
 enum class BudgetRule : std::uint8_t { kNone, kUniform, kAdaptiveHeads, kAdaptiveLayers, kThreshold };
 enum class CacheRule : std::uint8_t { kFull, kEvict, kReadSelected };
 

@@ -76,7 +76,13 @@ JournalWriter::JournalWriter(const std::string& trace_path, const RunKey& key,
   struct stat status {};
   if (::fstat(fd_.get(), &status) != 0) throw_write_error(path_, "reading its size", errno);
   if (status.st_size > 0 && !options.fresh) resume(key, options);
-  if (!resumed_) start_new(key, configuration);
+  if (resumed_) return;
+  try {
+    start_new(key, configuration);
+  } catch (const Error&) {
+    if (status.st_size == 0) ::unlink(path_.c_str());  // nothing was there before; the lock is ours
+    throw;
+  }
 }
 
 void JournalWriter::resume(const RunKey& key, const Options& options) {

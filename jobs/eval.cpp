@@ -4,6 +4,9 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
@@ -35,14 +38,28 @@ class Recorder {
  public:
   Recorder(const EvalOptions& options, const ModelSetup& model, const std::vector<const Task*>& tasks,
            const GridShape& shape, const std::string& command_line, Log& log)
-      : options_(options), model_(model), tasks_(tasks), shape_(shape) {
-    const RunKey key = make_run_key(options, model, tasks);
+      : options_(options),
+        model_(model),
+        tasks_(tasks),
+        shape_(shape),
+        key_(make_run_key(options, model, tasks)) {
+    // Found here, and not when the finished trace is renamed over it.
+    if (std::filesystem::is_directory(options.trace)) {
+      throw UsageError("--trace {}: it is a folder; name a file, such as {}/out.h5", options.trace, options.trace);
+    }
     JournalWriter::Options journal;
     journal.fresh = options.fresh;
     journal.notice = [&log](const std::string& message) { log.warn("{}", message); };
-    journal_.emplace(options.trace, key, configuration_json(options, model, command_line), journal);
-    for (const Task* task : tasks) journal_->add_point(make_point(options, model, *task, shape, key));
+    journal_.emplace(options.trace, key_, configuration_json(options, model, command_line), journal);
   }
+
+  // A run that was refused before its first attempt leaves no journal: its key would stand in the way of the
+  // corrected command.
+  ~Recorder() {
+    if (!progress_ && journal_ && !journal_->resumed()) std::remove(journal_path_of(options_.trace).c_str());
+  }
+  Recorder(const Recorder&) = delete;
+  Recorder& operator=(const Recorder&) = delete;
 
   std::vector<PendingSample> pending() const {
     std::vector<PendingSample> left;
@@ -59,6 +76,7 @@ class Recorder {
     weight_bytes_ = weight_bytes;
     const std::int64_t total = options_.samples * static_cast<std::int64_t>(tasks_.size());
     done_ = total - static_cast<std::int64_t>(samples_.size());
+    for (const Task* task : tasks_) journal_->add_point(make_point(options_, model_, *task, shape_, key_));
     journal_->append_attempt(std::move(ranks));
     progress_ = std::make_unique<Progress>(label(), "samples", total, done_, standard_error_progress());
     progress_->update(done_);
@@ -136,6 +154,7 @@ class Recorder {
   const ModelSetup& model_;
   const std::vector<const Task*>& tasks_;
   GridShape shape_;
+  RunKey key_;
   std::optional<JournalWriter> journal_;
   std::vector<PreparedSample> samples_;
   std::unique_ptr<Progress> progress_;

@@ -107,8 +107,8 @@ void add_rope(OptionSet& set, RopeChoice* rope) {
                  throw UsageError("{}: '{}' is not one of auto, config, yarn:F (a number)", value.where,
                                   word);
                }
-               if (*factor < 1 || *factor > 1024) {
-                 throw UsageError("{}: YaRN's factor {} is not between 1 and 1024", value.where, *factor);
+               if (*factor < 1 || *factor > 64) {
+                 throw UsageError("{}: YaRN's factor {} is not between 1 and 64", value.where, *factor);
                }
                *rope = {RopeChoice::Kind::kYarn, *factor};
              });

@@ -33,6 +33,10 @@ SampleService::SampleService(MessageChannel& channel, std::vector<Request> reque
 }
 
 SampleService::~SampleService() {
+<<<<<<< HEAD
+=======
+  abandoned_.store(true);
+>>>>>>> w-refuse
   wait();
 }
 
@@ -41,7 +45,7 @@ void SampleService::wait() {
 }
 
 void SampleService::serve() {
-  while (leaders_left_ > 0) {
+  while (leaders_left_ > 0 && !abandoned_.load()) {
     if (const auto message = channel_.poll(kServiceTag)) {
       answer(*message);
     } else {

@@ -213,7 +213,7 @@ TEST_CASE("bad command lines are refused in one line that names the option and t
       {kEval + "--weights file.bin", {"--weights", "'file.bin'"}},
       {kEval + "--rope yarn", {"--rope", "'yarn'"}},
       {kEval + "--rope yarn:x", {"--rope", "'yarn:x'"}},
-      {kEval + "--rope yarn:0.5", {"--rope", "0.5", "1024"}},
+      {kEval + "--rope yarn:0.5", {"--rope", "0.5", "64"}},
       {kEval + "--rope yarn:inf", {"--rope", "'yarn:inf'"}},
       {kEval + "--dtype bf16", {"--dtype", "bf16", "f32"}},
       {kEval + "--dtype int4", {"--dtype", "'int4'", "f32"}},

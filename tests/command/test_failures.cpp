@@ -1,0 +1,147 @@
+// What goes wrong while a run is under way: the whole job ends, soon, with the culprit's message and code.
+#include <doctest/doctest.h>
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "tests/command/model_copy.hpp"
+#include "tests/command/run_command.hpp"
+
+namespace tessera::test {
+namespace {
+
+namespace fs = std::filesystem;
+
+Words eval(const std::string& model, const std::string& trace) {
+  return {"eval",     "--model",   model,       "--task",  "ruler_niah",
+          "--length", "1500",      "--samples", "40",      "--max-output-tokens",
+          "16",       "--threads", "1",         "--trace", trace};
+}
+
+// A model of the fixture with one weight that is no number.
+void put_nan(const ModelCopy& model, const std::string& tensor) {
+  const std::size_t at = model.offset_of("model.safetensors", tensor);
+  model.edit_text("model.safetensors",
+                  [&](std::string& bytes) { bytes.replace(at, 2, "\xc0\x7f"); });  // bf16
+}
+
+std::vector<std::string> lines_with(const std::string& text, const std::string& part) {
+  std::vector<std::string> found;
+  for (const std::string& line : lines_of(text)) {
+    if (line.find(part) != std::string::npos) found.push_back(line);
+  }
+  return found;
+}
+
+bool has_sample(const std::string& trace) {
+  return fs::exists(trace + ".journal") &&
+         read_file(trace + ".journal").find("\"type\":\"sample\"") != std::string::npos;
+}
+
+}  // namespace
+
+TEST_CASE("a weight that is no number ends the run with code 6 and no sample") {
+  const TempFolder folder;
+  const ModelCopy model("qwen2-tied", folder.path());
+  put_nan(model, "model.layers.1.mlp.down_proj.weight");
+  const std::string trace = folder / "out.h5";
+  for (const auto& [ranks, grid] :
+       std::vector<std::pair<int, Words>>{{1, {}}, {2, {"--tp", "2"}}, {2, {"--sp", "2"}}}) {
+    CAPTURE(ranks);
+    const Words words = eval(model.path(), trace) + grid + Words{"--fresh"};
+    CommandOptions options;
+    options.limit_s = 60;
+    const CommandResult result = run_command(ranks == 1 ? tessera(words) : tessera_on(ranks, words), options);
+    CAPTURE(result.err);
+    CHECK(!result.timed_out);
+    CHECK(result.code == 6);
+    const std::vector<std::string> errors = lines_with(result.err, "NaN");
+    REQUIRE(!errors.empty());
+    if (ranks == 1) CHECK(errors.size() == 1);
+    CHECK(errors.front().rfind("tessera: ", 0) == 0);
+    CHECK(errors.front().find("weights") != std::string::npos);
+    CHECK(!has_sample(trace));
+    CHECK(!fs::exists(trace));
+    CHECK(all_gone(folder.path(), 15));
+  }
+}
+
+TEST_CASE("one rank's bad file ends the job with that rank's message and code") {
+  const TempFolder folder;
+  const ModelCopy good("qwen2-tied", folder.path());
+  const ModelCopy bad("llama3", folder.path());
+  fs::remove(bad / "model.safetensors");
+  const std::string trace = folder / "out.h5";
+  for (const int culprit : {0, 1}) {
+    CAPTURE(culprit);
+    Words words = mpirun();
+    for (int rank = 0; rank < 2; ++rank) {
+      if (rank > 0) words.push_back(":");
+      words = words + Words{"-np", "1"} +
+              tessera(eval(rank == culprit ? bad.path() : good.path(), trace) + Words{"--tp", "2"});
+    }
+    CommandOptions options;
+    options.limit_s = 60;
+    const CommandResult result = run_command(words, options);
+    CAPTURE(result.err);
+    CHECK(!result.timed_out);
+    CHECK(result.code == 3);
+    const std::vector<std::string> errors = lines_with(result.err, "tessera: ");
+    REQUIRE(errors.size() == 1);
+    CHECK(errors.front().find("tessera: rank " + std::to_string(culprit) + " (") == 0);
+    CHECK(errors.front().find("model.safetensors") != std::string::npos);
+    CHECK(!fs::exists(trace));
+    CHECK(!fs::exists(trace + ".journal"));
+    CHECK(all_gone(folder.path(), 15));
+  }
+}
+
+// Replicas meet only at the queue: one that fails must not leave the others waiting.
+TEST_CASE("a replica that fails by itself in its work ends the job with its message and code") {
+  const TempFolder folder;
+  const ModelCopy good("qwen2-tied", folder.path());
+  fs::create_directory(folder / "spoilt");
+  const ModelCopy bad("qwen2-tied", folder / "spoilt");
+  put_nan(bad, "model.layers.0.self_attn.q_proj.weight");
+  for (const int culprit : {0, 1}) {
+    CAPTURE(culprit);
+    const std::string trace = folder / ("out" + std::to_string(culprit) + ".h5");
+    Words words = mpirun();
+    for (int rank = 0; rank < 2; ++rank) {
+      if (rank > 0) words.push_back(":");
+      words = words + Words{"-np", "1"} +
+              tessera(eval(rank == culprit ? bad.path() : good.path(), trace) + Words{"--dp", "2"});
+    }
+    CommandOptions options;
+    options.limit_s = 60;
+    const CommandResult result = run_command(words, options);
+    CAPTURE(result.err);
+    CHECK(!result.timed_out);
+    CHECK(result.code == 6);
+    const std::vector<std::string> errors = lines_with(result.err, "NaN");
+    REQUIRE(errors.size() == 1);
+    CHECK(errors.front().find("tessera: rank " + std::to_string(culprit) + " (") == 0);
+    CHECK(all_gone(folder.path(), 15));
+  }
+}
+
+TEST_CASE("ranks that were given other options do not start") {
+  const TempFolder folder;
+  const ModelCopy model("qwen2-tied", folder.path());
+  const std::string trace = folder / "out.h5";
+  const Words words = mpirun() + Words{"-np", "1"} + tessera(eval(model.path(), trace) + Words{"--tp", "2"}) +
+                      Words{":", "-np", "1"} +
+                      tessera(eval(model.path(), trace) + Words{"--tp", "2", "--nonsense"});
+  CommandOptions options;
+  options.limit_s = 60;
+  const CommandResult result = run_command(words, options);
+  CAPTURE(result.err);
+  CHECK(!result.timed_out);
+  CHECK(result.code == 2);
+  CHECK(lines_with(result.err, "--nonsense").size() == 1);
+  CHECK(!fs::exists(trace + ".journal"));
+  CHECK(all_gone(folder.path(), 15));
+}
+
+}  // namespace tessera::test

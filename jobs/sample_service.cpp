@@ -33,10 +33,7 @@ SampleService::SampleService(MessageChannel& channel, std::vector<Request> reque
 }
 
 SampleService::~SampleService() {
-<<<<<<< HEAD
-=======
   abandoned_.store(true);
->>>>>>> w-refuse
   wait();
 }
 

@@ -33,6 +33,7 @@ SampleService::SampleService(MessageChannel& channel, std::vector<Request> reque
 }
 
 SampleService::~SampleService() {
+  abandoned_.store(true);
   wait();
 }
 
@@ -41,7 +42,7 @@ void SampleService::wait() {
 }
 
 void SampleService::serve() {
-  while (leaders_left_ > 0) {
+  while (leaders_left_ > 0 && !abandoned_.load()) {
     if (const auto message = channel_.poll(kServiceTag)) {
       answer(*message);
     } else {

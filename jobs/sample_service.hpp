@@ -28,7 +28,7 @@ class SampleService {
 
   // requests are handed out in the order given, to `leaders` leaders.
   SampleService(MessageChannel& channel, std::vector<Request> requests, int leaders, Callbacks callbacks);
-  ~SampleService();
+  ~SampleService();  // without wait(): this rank failed, and nobody is left to be served
 
   void wait();  // until every leader has said that it is done
 
@@ -41,6 +41,7 @@ class SampleService {
   std::size_t next_ = 0;
   int leaders_left_;
   Callbacks callbacks_;
+  std::atomic<bool> abandoned_{false};
   std::thread thread_;
 };
 

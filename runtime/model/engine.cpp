@@ -204,7 +204,7 @@ RankReport Engine::report(const Active& active) const {
 std::int64_t kv_slots_needed(const ModelConfig& config, const HeadShare& share, const GridShape& shape,
                              std::int64_t prompt_tokens, std::int64_t max_tokens, int batch) {
   const SequencePartition partition(prompt_tokens, shape.sp);
-  std::int64_t most = 0;
+  std::int64_t most = 0;  // blocks of a layer on the fullest rank
   for (int rank = 0; rank < shape.sp; ++rank) {
     std::int64_t blocks = 0;
     for (std::int64_t block = 0; block < ceil_div(max_tokens, kBlockTokens); ++block) {
@@ -215,7 +215,14 @@ std::int64_t kv_slots_needed(const ModelConfig& config, const HeadShare& share, 
   // A shorter prompt cuts its chunks elsewhere: one chunk granule more on any rank.
   if (shape.sp > 1) most += 2 * kPartitionTokens / kBlockTokens;
   const std::int64_t guests = shape.sp > 1 ? ceil_div(prompt_tokens, kBlockTokens) * share.kv_heads : 0;
-  return batch * most * share.kv_heads * config.layers + guests;
+  // A window layer gives back what lies before the window, once a prompt has passed through it.
+  std::int64_t kept = 0, passing = 0;
+  for (const std::int64_t window : config.layer_window) {
+    const std::int64_t blocks = window > 0 ? std::min(most, ceil_div(window, kBlockTokens) + 1) : most;
+    kept += blocks;
+    passing = std::max(passing, most - blocks);
+  }
+  return (batch * kept + passing) * share.kv_heads + guests;
 }
 
 }  // namespace tessera

@@ -35,8 +35,14 @@ Hdf5Id stored_type(Hdf5Type type) {
       return {H5Tcopy(H5T_STD_I64LE), H5Tclose};
     case Hdf5Type::kUint64:
       return {H5Tcopy(H5T_STD_U64LE), H5Tclose};
+    case Hdf5Type::kInt32:
+      return {H5Tcopy(H5T_STD_I32LE), H5Tclose};
     case Hdf5Type::kUint8:
       return {H5Tcopy(H5T_STD_U8LE), H5Tclose};
+    case Hdf5Type::kUint16:
+      return {H5Tcopy(H5T_STD_U16LE), H5Tclose};
+    case Hdf5Type::kFloat32:
+      return {H5Tcopy(H5T_IEEE_F32LE), H5Tclose};
     case Hdf5Type::kFloat64:
       return {H5Tcopy(H5T_IEEE_F64LE), H5Tclose};
   }
@@ -44,7 +50,19 @@ Hdf5Id stored_type(Hdf5Type type) {
 }
 
 std::size_t size_of(Hdf5Type type) {
-  return type == Hdf5Type::kUint8 ? 1 : type == Hdf5Type::kText ? 16 : 8;
+  switch (type) {
+    case Hdf5Type::kUint8:
+      return 1;
+    case Hdf5Type::kUint16:
+      return 2;
+    case Hdf5Type::kInt32:
+    case Hdf5Type::kFloat32:
+      return 4;
+    case Hdf5Type::kText:
+      return 16;
+    default:
+      return 8;
+  }
 }
 
 // About 256 KiB: whole trailing axes, as many of the first as fit.
@@ -145,8 +163,14 @@ hid_t memory_type(Hdf5Type type) {
       return H5T_NATIVE_UINT64;
     case Hdf5Type::kFloat64:
       return H5T_NATIVE_DOUBLE;
+    case Hdf5Type::kInt32:
+      return H5T_NATIVE_INT32;
     case Hdf5Type::kUint8:
       return H5T_NATIVE_UINT8;
+    case Hdf5Type::kUint16:
+      return H5T_NATIVE_UINT16;
+    case Hdf5Type::kFloat32:
+      return H5T_NATIVE_FLOAT;
     case Hdf5Type::kText:
       break;
   }
@@ -312,7 +336,8 @@ void require_type(hid_t dataset, Hdf5Type type, const std::string& name) {
     const hid_t memory = memory_type(type);
     same = H5Tget_class(stored.get()) == H5Tget_class(memory) &&
            H5Tget_size(stored.get()) == H5Tget_size(memory) &&
-           (type == Hdf5Type::kFloat64 || H5Tget_sign(stored.get()) == H5Tget_sign(memory));
+           (type == Hdf5Type::kFloat64 || type == Hdf5Type::kFloat32 ||
+            H5Tget_sign(stored.get()) == H5Tget_sign(memory));
   }
   if (!same)
     throw Hdf5Failure(fmt::format("{}: holds another type of number or text than a trace does", name));

@@ -63,7 +63,7 @@ Result hdf5_checked(Result result, const char* call, const std::string& object) 
 
 using Hdf5Shape = std::vector<hsize_t>;
 
-enum class Hdf5Type { kInt64, kUint64, kFloat64, kUint8, kText };
+enum class Hdf5Type { kInt32, kInt64, kUint64, kFloat32, kFloat64, kUint8, kUint16, kText };
 
 hid_t memory_type(Hdf5Type type);  // kText: none
 Hdf5Id text_type();                // variable-length UTF-8

@@ -208,8 +208,10 @@ bool answer_requests(const EvalOptions& options, const ModelSetup& model, const 
 
   Watchdog watchdog(std::chrono::milliseconds(static_cast<std::int64_t>(options.timeout_s * 1000)),
                     grid.world->rank(), host_name());
-  transformer.set_listener(
-      [&watchdog](Phase, int layer, Operation operation) { watchdog.beat(name_of(operation), layer); });
+  transformer.set_listener([&watchdog](Phase, int layer, Operation operation) {
+    const bool waits = operation == Operation::kExchange || operation == Operation::kCollective;
+    watchdog.beat(name_of(operation), layer, waits);
+  });
   const Watchdog::Work work = watchdog.work("first request");
   ServedRequests source(channel, stop_requested);
   const bool dry = engine.run(grid.is_group_leader() ? &source : nullptr);

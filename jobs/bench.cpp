@@ -7,6 +7,7 @@
 #include <cstring>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "attention/dense.hpp"
 #include "io/model_config.hpp"
@@ -145,62 +146,76 @@ json bench_load(const BenchOptions& options) {
   return result;
 }
 
-// Linear layers of the shapes of a 0.5B model, against the same product by BLAS on all threads.
+// (out, in) of the matrices of a layer, each shape once.
+std::set<std::pair<std::int64_t, std::int64_t>> layer_shapes(const ModelConfig& config) {
+  std::set<std::pair<std::int64_t, std::int64_t>> shapes;
+  for (const TensorSpec& spec : declare_tensors(config)) {
+    if (spec.layer == 0 && !spec.is_vector) shapes.insert({spec.rows, spec.columns});
+  }
+  return shapes;
+}
+
+// Linear layers of the model's shapes with random weights, at batch sizes from one row to the prompt.
 json bench_gemm(const BenchOptions& options) {
+  const ModelConfig config = read_model_config(options.model);
+  const DType dtype = options.weights_dtype.as_file ? config.dtype : DType::kF32;
   json result = common(options, "gemm");
+  result["weights_dtype"] = name_of(dtype);
   result["shapes"] = json::array();
-  for (const auto& [out, in] : {std::pair{896, 896}, {4864, 896}, {896, 4864}, {128, 896}}) {
-    for (const std::int64_t rows : {std::int64_t{1}, std::int64_t{16}, std::int64_t{512}, options.length}) {
+  for (const auto& [out, in] : layer_shapes(config)) {
+    const std::vector<float> w = random_floats(static_cast<std::size_t>(out * in), 2);
+    std::vector<std::byte> stored(w.size() * size_of(dtype));
+    convert_from_float(w.data(), dtype, stored.data(), w.size());
+    for (const std::int64_t rows : std::set<std::int64_t>{1, 16, 512, options.length}) {
       const std::vector<float> x = random_floats(static_cast<std::size_t>(rows * in), 1);
-      const std::vector<float> w = random_floats(static_cast<std::size_t>(out) * in, 2);
-      std::vector<std::byte> w16(w.size() * 2);
-      convert_from_float(w.data(), DType::kBF16, w16.data(), w.size());
       std::vector<float> y(static_cast<std::size_t>(rows * out));
       LinearParams p;
       p.rows = rows;
       p.x = x.data();
-      p.weight = {w16.data(), out, in, DType::kBF16};
+      p.weight = {stored.data(), out, in, dtype};
       p.y = y.data();
       const double seconds = median_seconds(options.repeats, [&] { linear(p); });
-      const double flops = 2.0 * static_cast<double>(rows) * out * in;
+      const double flops = 2.0 * static_cast<double>(rows * out * in);
       result["shapes"].push_back({{"rows", rows},
                                   {"out", out},
                                   {"in", in},
                                   {"seconds", seconds},
                                   {"gflop_per_s", flops / seconds / 1e9},
-                                  {"weight_gb_per_s", static_cast<double>(w16.size()) / seconds / 1e9}});
+                                  {"weight_gb_per_s", static_cast<double>(stored.size()) / seconds / 1e9}});
     }
   }
   return result;
 }
 
-// Dense attention of a 0.5B layer: H=14 K=2 D=64.
+// Dense attention of one layer of the model, the whole of its heads.
 json bench_attention(const BenchOptions& options) {
-  constexpr int kHeads = 14, kKvHeads = 2, kDim = 64;
+  const ModelConfig config = read_model_config(options.model);
   const std::int64_t tokens = options.length;
+  const std::int64_t q_width = config.heads * config.head_dim, kv_width = config.kv_heads * config.head_dim;
   MemoryMeter meter;
-  KvCache cache({1, kKvHeads, kDim, DType::kF32}, kKvHeads * ceil_div(tokens + 1, kBlockTokens), meter);
-  const int sequence = cache.add_sequence(tokens + 1);
+  KvCache cache({1, static_cast<int>(config.kv_heads), static_cast<int>(config.head_dim), DType::kF32},
+                config.kv_heads * ceil_div(tokens, kBlockTokens), meter);
+  const int sequence = cache.add_sequence(tokens);
   std::vector<std::int32_t> positions(static_cast<std::size_t>(tokens));
   for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::int32_t>(i);
-  const std::vector<float> q = random_floats(static_cast<std::size_t>(tokens) * kHeads * kDim, 3);
-  const std::vector<float> k = random_floats(static_cast<std::size_t>(tokens) * kKvHeads * kDim, 4);
+  const std::vector<float> q = random_floats(static_cast<std::size_t>(tokens * q_width), 3);
+  const std::vector<float> k = random_floats(static_cast<std::size_t>(tokens * kv_width), 4);
   std::vector<float> out(q.size());
-  cache.append({sequence, 0, tokens, positions.data(), k.data(), k.data(), kKvHeads * kDim});
+  cache.append({sequence, 0, tokens, positions.data(), k.data(), k.data(), kv_width});
 
   PrefillAttentionParams prefill;
   prefill.tokens = tokens;
-  prefill.heads = kHeads;
+  prefill.heads = static_cast<int>(config.heads);
   prefill.q = q.data();
   prefill.positions = positions.data();
   prefill.kv = cache.view(sequence, 0, tokens);
-  prefill.scale = 0.125f;
+  prefill.scale = config.attention_scale;
   prefill.out = out.data();
   const double prefill_s = median_seconds(options.repeats, [&] { prefill_attention(prefill); });
 
   DecodeAttentionParams decode;
   decode.sequences = 1;
-  decode.heads = kHeads;
+  decode.heads = prefill.heads;
   decode.q = q.data();
   decode.positions = &positions.back();
   decode.kv = &prefill.kv;
@@ -212,10 +227,10 @@ json bench_attention(const BenchOptions& options) {
   const double pairs = static_cast<double>(tokens) * static_cast<double>(tokens + 1) / 2;
   result["length"] = tokens;
   result["prefill_s"] = prefill_s;
-  result["prefill_gflop_per_s"] = 4.0 * kDim * kHeads * pairs / prefill_s / 1e9;
+  result["prefill_gflop_per_s"] = 4.0 * static_cast<double>(q_width) * pairs / prefill_s / 1e9;
   result["decode_s"] = decode_s;
   result["decode_kv_gb_per_s"] =
-      2.0 * kKvHeads * kDim * sizeof(float) * static_cast<double>(tokens) / decode_s / 1e9;
+      2.0 * sizeof(float) * static_cast<double>(kv_width * tokens) / decode_s / 1e9;
   return result;
 }
 

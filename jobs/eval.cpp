@@ -23,6 +23,7 @@
 #include "jobs/sample_service.hpp"
 #include "jobs/stop_signal.hpp"
 #include "jobs/summary.hpp"
+#include "jobs/threads.hpp"
 #include "parallel/agreement.hpp"
 #include "parallel/watchdog.hpp"
 #include "runtime/core/host.hpp"
@@ -111,6 +112,9 @@ class Recorder {
     if (done_ > in_trace_ && seconds_since(trace_written_) > kTraceIntervalSeconds) derive_trace();
   }
 
+  // Every sample of this attempt is on disk; a stop that was asked for meanwhile stopped nothing.
+  bool all_recorded() const { return scored_ == static_cast<std::int64_t>(samples_.size()); }
+
   void end(const char* reason) {
     if (progress_) {
       progress_->finish();
@@ -190,12 +194,17 @@ std::int64_t longest_output(const EvalOptions& options, const std::vector<const 
   return longest;
 }
 
-void choose_threads(const EvalOptions& options, const LaunchEnvironment& launch) {
+// --threads, else OMP_NUM_THREADS, else this rank's part of the cores. Collective, whatever the environment
+// of each rank says.
+void choose_threads(const EvalOptions& options, Communicator& world, Log& log) {
+  const CoreShare share = find_core_share(world);
   if (options.threads > 0) {
     omp_set_num_threads(options.threads);
   } else if (std::getenv("OMP_NUM_THREADS") == nullptr) {
-    omp_set_num_threads(std::max(1, collect_host_info().bound_count / std::max(1, launch.local_size)));
+    omp_set_num_threads(threads_of(share));
+    if (const std::string warning = idle_cores_warning(share); !warning.empty()) log.warn("{}", warning);
   }
+  log.info("{} threads", omp_get_max_threads());
 }
 
 MemoryRequest memory_request(const EvalOptions& options, const ModelConfig& config, const GridShape& shape,
@@ -213,8 +222,8 @@ MemoryRequest memory_request(const EvalOptions& options, const ModelConfig& conf
   return request;
 }
 
-// One replica's work. True when the queue ran dry, false when it was asked to stop.
-bool answer_requests(const EvalOptions& options, const ModelSetup& model, const Weights& weights, Grid& grid,
+// One replica's work, until the queue is dry or the job is asked to stop.
+void answer_requests(const EvalOptions& options, const ModelSetup& model, const Weights& weights, Grid& grid,
                      MemoryMeter& meter, std::int64_t max_tokens, MessageChannel& channel,
                      const std::function<bool()>& stop_requested) {
   const HeadShare share = head_share(model.config, grid.place.tp, grid.shape.tp);
@@ -227,13 +236,14 @@ bool answer_requests(const EvalOptions& options, const ModelSetup& model, const 
 
   Watchdog watchdog(std::chrono::milliseconds(static_cast<std::int64_t>(options.timeout_s * 1000)),
                     grid.world->rank(), host_name());
-  transformer.set_listener(
-      [&watchdog](Phase, int layer, Operation operation) { watchdog.beat(name_of(operation), layer); });
+  transformer.set_listener([&watchdog](Phase, int layer, Operation operation) {
+    const bool waits = operation == Operation::kExchange || operation == Operation::kCollective;
+    watchdog.beat(name_of(operation), layer, waits);
+  });
   const Watchdog::Work work = watchdog.work("first request");
   ServedRequests source(channel, stop_requested);
-  const bool dry = engine.run(grid.is_group_leader() ? &source : nullptr);
+  engine.run(grid.is_group_leader() ? &source : nullptr);
   if (grid.is_group_leader()) source.leave();
-  return dry;
 }
 
 }  // namespace
@@ -241,7 +251,6 @@ bool answer_requests(const EvalOptions& options, const ModelSetup& model, const 
 ExitCode run_eval(const EvalOptions& options, MpiSession& session, const std::string& command_line) {
   const auto started = HostClock::now();
   install_stop_signals();
-  choose_threads(options, session.launch());
   std::unique_ptr<Communicator> world = session.world();
   const bool first_rank = world->rank() == 0;
 
@@ -264,6 +273,7 @@ ExitCode run_eval(const EvalOptions& options, MpiSession& session, const std::st
     check_memory(plan_memory(model->config, memory_request(options, model->config, shape, max_tokens)),
                  session.launch().local_size);
   });
+  choose_threads(options, *world, *log);
 
   std::optional<Recorder> recorder;
   run_agreed(*world, [&] {
@@ -328,11 +338,10 @@ ExitCode run_eval(const EvalOptions& options, MpiSession& session, const std::st
     };
     service = std::make_unique<SampleService>(*channel, recorder->requests(), shape.dp, std::move(callbacks));
   }
-  const bool dry =
-      answer_requests(options, *model, weights, grid, meter, max_tokens, *channel, stop_requested);
+  answer_requests(options, *model, weights, grid, meter, max_tokens, *channel, stop_requested);
   if (service) service->wait();
-  std::int64_t stopped = !dry;
-  world->all_reduce_max(&stopped, 1);
+  std::int64_t stopped = first_rank && !recorder->all_recorded();
+  world->broadcast(&stopped, sizeof stopped, 0);
   run_agreed(*world, [&] {
     if (!first_rank) return;
     recorder->end(stopped ? "stopped" : "done");

@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 #include <ostream>
 
+#include "jobs/host_memory.hpp"
 #include "runtime/core/blas.hpp"
 #include "runtime/core/host.hpp"
 #include "tessera_build_info.hpp"
@@ -33,20 +34,6 @@ std::string proc_value(const char* path, std::string_view key) {
     if (value != std::string::npos) return line.substr(value);
   }
   return {};
-}
-
-std::int64_t meminfo_bytes(std::string_view key) {  // the file counts KiB
-  return std::strtoll(proc_value("/proc/meminfo", key).c_str(), nullptr, 10) * 1024;
-}
-
-// The memory limit of a control group, version 2 or 1; 0 where there is none ("max", or a number near 2^63).
-std::int64_t cgroup_limit() {
-  for (const char* path : {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
-    std::ifstream file(path);
-    std::int64_t bytes = 0;
-    if (file >> bytes && bytes > 0 && bytes < (std::int64_t{1} << 60)) return bytes;
-  }
-  return 0;
 }
 
 std::string list_text(hwloc_const_bitmap_t bitmap) {
@@ -185,9 +172,10 @@ HostInfo collect_host_info(const Device& device) {
   info.cpu = proc_value("/proc/cpuinfo", "model name");
   if (info.cpu.empty()) info.cpu = "unknown CPU";  // Arm kernels do not name it
   fill_topology(info);
-  info.memory_total = meminfo_bytes("MemTotal");
-  info.memory_available = meminfo_bytes("MemAvailable");
-  info.memory_limit = cgroup_limit();
+  const HostMemory memory = read_host_memory();
+  info.memory_total = memory.total;
+  info.memory_available = memory.available;
+  info.memory_limit = memory.limit;
   info.device_name = info.cpu;
   if (device.kind == DeviceKind::kCuda) {
     const CudaInfo cuda = query_cuda();

@@ -25,8 +25,8 @@ struct HostInfo {
   int numa_nodes = 0;                 // of the machine
   std::string numa;                   // nodes of the bound threads: "0", "0-1"
   std::int64_t memory_total = 0;      // bytes
-  std::int64_t memory_available = 0;  // bytes, now
-  std::int64_t memory_limit = 0;      // bytes, of the control group; 0: none
+  std::int64_t memory_available = 0;  // bytes, now, to this process
+  std::int64_t memory_limit = 0;      // bytes, the smallest of a control group; 0: none
   std::string device_name;            // the GPU's name, or the CPU's
   std::string pci;                    // of the GPU; empty on the CPU
 };

@@ -3,8 +3,12 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <exception>
 #include <filesystem>
+#include <functional>
 #include <iostream>
+#include <memory>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -14,6 +18,7 @@
 #include "jobs/info.hpp"
 #include "jobs/options.hpp"
 #include "jobs/trace_command.hpp"
+#include "parallel/agreement.hpp"
 #include "parallel/mpi_session.hpp"
 #include "runtime/core/error.hpp"
 #include "runtime/core/host.hpp"
@@ -50,10 +55,10 @@ void print_rank_error(const MpiSession& session, const std::string& message) {
 
 // An error that all ranks agreed on is printed by rank 0 alone, and every rank leaves with its code. One that
 // a rank met by itself while others may wait for it ends the whole job.
-int run_on_ranks(const ParsedCommand& command, const std::string& command_line) {
+int run_on_ranks(const std::function<ExitCode(MpiSession&)>& work) {
   MpiSession session = MpiSession::start(detect_launch());
   try {
-    const ExitCode code = run_parallel(command, session, command_line);
+    const ExitCode code = work(session);
     session.finalize();
     return static_cast<int>(code);
   } catch (const Error& error) {
@@ -68,6 +73,18 @@ int run_on_ranks(const ParsedCommand& command, const std::string& command_line) 
     print_rank_error(session, fmt::format("unexpected: {}", error.what()));
     session.abort(ExitCode::kInternal);
   }
+}
+
+// A bad command line is the same on every rank: under a launcher they agree on it, so that one line is
+// printed and not one a rank. Should only some have failed (a --config file that one machine lacks), the
+// agreement is met by the one that the others' command begins with.
+int refuse_command_line(std::exception_ptr refusal) {
+  if (!detect_launch().under_launcher) std::rethrow_exception(refusal);
+  return run_on_ranks([&](MpiSession& session) {
+    const std::unique_ptr<Communicator> world = session.world();
+    run_agreed(*world, [&] { std::rethrow_exception(refusal); });
+    return ExitCode::kDone;
+  });
 }
 
 // Tables go to standard output, or with --output to one file each in that folder.
@@ -123,8 +140,17 @@ int run_alone(const ParsedCommand& command) {
 int main(int argc, char** argv) {
   using namespace tessera;
   try {
-    const ParsedCommand command = parse_command_line(argc, argv);
-    return is_parallel(command) ? run_on_ranks(command, joined(argc, argv)) : run_alone(command);
+    std::optional<ParsedCommand> command;
+    std::exception_ptr refusal;
+    try {
+      command = parse_command_line(argc, argv);
+    } catch (const Error&) {
+      refusal = std::current_exception();
+    }
+    if (refusal) return refuse_command_line(refusal);
+    if (!is_parallel(*command)) return run_alone(*command);
+    return run_on_ranks(
+        [&](MpiSession& session) { return run_parallel(*command, session, joined(argc, argv)); });
   } catch (const Error& error) {
     fmt::print(stderr, "tessera: {}\n", error.what());
     return static_cast<int>(error.code());

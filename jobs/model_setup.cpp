@@ -2,9 +2,8 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
-#include <limits>
 
+#include "jobs/host_memory.hpp"
 #include "kvcache/kv_cache.hpp"
 #include "runtime/core/error.hpp"
 #include "runtime/model/engine.hpp"
@@ -69,33 +68,18 @@ MemoryPlan plan_memory(const ModelConfig& config, const MemoryRequest& request) 
   return plan;
 }
 
-std::int64_t available_memory_bytes() {
-  std::int64_t available = std::numeric_limits<std::int64_t>::max();
-  std::ifstream meminfo("/proc/meminfo");
-  std::string name, unit;
-  std::int64_t value = 0;
-  while (meminfo >> name >> value) {
-    std::getline(meminfo, unit);
-    if (name == "MemAvailable:") available = value * 1024;
-  }
-  std::int64_t limit = 0, used = 0;
-  std::ifstream limit_file("/sys/fs/cgroup/memory.max"), used_file("/sys/fs/cgroup/memory.current");
-  if (limit_file >> limit && used_file >> used)
-    available = std::min(available, std::max<std::int64_t>(0, limit - used));
-  return available;
-}
-
 void check_memory(const MemoryPlan& plan, int local_ranks) {
-  const std::int64_t available = available_memory_bytes();
+  const std::int64_t available = read_host_memory().available;
   const std::int64_t mapped = std::min(plan.weights_mapped * local_ranks, plan.weights_mapped_whole);
   const std::int64_t asked = mapped + (plan.weights_owned + plan.kv + plan.workspace) * local_ranks;
   if (asked <= available) return;
   constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
   throw ResourceError(
-      "memory: {} ranks on this machine need {:.2f} GiB (weights {:.2f}, KV {:.2f}, workspace {:.2f} a "
+      "memory: {} rank{} on this machine need{} {:.2f} GiB (weights {:.2f}, KV {:.2f}, workspace {:.2f} a "
       "rank), but {:.2f} GiB are available; use more machines, a smaller --batch or a shorter --length",
-      local_ranks, asked / kGiB, (plan.weights_mapped + plan.weights_owned) / kGiB, plan.kv / kGiB,
-      plan.workspace / kGiB, available / kGiB);
+      local_ranks, local_ranks == 1 ? "" : "s", local_ranks == 1 ? "s" : "", asked / kGiB,
+      (plan.weights_mapped + plan.weights_owned) / kGiB, plan.kv / kGiB, plan.workspace / kGiB,
+      available / kGiB);
 }
 
 }  // namespace tessera

@@ -53,7 +53,4 @@ MemoryPlan plan_memory(const ModelConfig& config, const MemoryRequest& request);
 // change.
 void check_memory(const MemoryPlan& plan, int local_ranks);
 
-// Memory that this process may still take: the smaller of MemAvailable and the control group's limit.
-std::int64_t available_memory_bytes();
-
 }  // namespace tessera

@@ -252,12 +252,17 @@ OptionSet bench_options(BenchOptions& o) {
       {"attention", "Times dense attention at a model's heads, in prefill and decode."}};
   const Text& text = kTexts[static_cast<int>(o.kind)];
   OptionSet set(fmt::format("bench {}", text.name), text.summary,
-                fmt::format("tessera bench {} --model DIR --weights random:1 --threads 2", text.name));
+                fmt::format("tessera bench {} --model DIR --threads 2", text.name));
+  const bool whole_model = o.kind == BenchOptions::Kind::kEndToEnd || o.kind == BenchOptions::Kind::kLoad;
   set.text("model", &o.model, "DIR", "Hugging Face directory; config.json gives the shapes").required = true;
-  add_weights(set, &o.weights);
-  add_weights_dtype(set, &o.weights_dtype);
-  set.integer("length", &o.length, 1, kMostTokens, "tokens of the prompt");
-  set.integer("tokens", &o.tokens, 1, kMostTokens, "tokens to generate");
+  if (whole_model) add_weights(set, &o.weights);
+  if (o.kind != BenchOptions::Kind::kAttention) add_weights_dtype(set, &o.weights_dtype);
+  if (o.kind != BenchOptions::Kind::kLoad) {
+    set.integer("length", &o.length, 1, kMostTokens, "tokens of the prompt");
+  }
+  if (o.kind == BenchOptions::Kind::kEndToEnd) {
+    set.integer("tokens", &o.tokens, 1, kMostTokens, "tokens to generate");
+  }
   add_threads(set, &o.threads);
   set.integer("repeats", &o.repeats, 1, 10000, "timed repetitions; the median is shown");
   set.flag("json", &o.json, "one JSON object instead of text");

@@ -23,6 +23,7 @@ RankTimes rank_times(const RankReport& report) {
   times.bytes_needed = report.exchange.bytes_needed;
   times.bytes_full = report.exchange.bytes_full;
   times.units_sent = report.exchange.units_sent;
+  times.device_peak = static_cast<std::uint64_t>(report.peak_total);
   times.weights = static_cast<std::uint64_t>(report.peak_weights);
   times.kv = static_cast<std::uint64_t>(report.peak_kv);
   times.workspace = static_cast<std::uint64_t>(report.peak_workspace);

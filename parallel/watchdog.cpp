@@ -33,13 +33,14 @@ Watchdog::~Watchdog() {
   if (thread_.joinable()) thread_.join();
 }
 
-void Watchdog::beat(std::string_view operation, int layer) {
+void Watchdog::beat(std::string_view operation, int layer, bool waits) {
   // A reader may see the words of two beats mixed. That garbles a name in a message, and happens only when
   // progress is being made.
   std::uint64_t words[kNameWords] = {};
   std::memcpy(words, operation.data(), std::min(operation.size(), sizeof words - 1));
   for (int i = 0; i < kNameWords; ++i) name_[i].store(words[i], std::memory_order_relaxed);
   layer_.store(layer, std::memory_order_relaxed);
+  waits_.store(waits, std::memory_order_relaxed);
   beats_.fetch_add(1, std::memory_order_release);
 }
 
@@ -73,7 +74,7 @@ void Watchdog::watch() {
     const Clock::duration passed = std::min<Clock::duration>(now - before, 2 * tick);
     before = now;
     const std::uint64_t beats = beats_.load(std::memory_order_acquire);
-    if (beats != seen || under_way_.load() == 0) {
+    if (beats != seen || under_way_.load() == 0 || !waits_.load()) {
       seen = beats;
       idle = Clock::duration{0};
       reported = false;

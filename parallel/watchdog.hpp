@@ -43,8 +43,10 @@ class Watchdog {
   }
 
   // Progress: `operation` begins now. Prints as "layer 3 attend", or without the layer where it is negative.
-  // A few relaxed stores; the first 55 bytes of the name are kept. From any thread.
-  void beat(std::string_view operation, int layer = -1);
+  // Without `waits` the operation needs no other rank: it may take as long as it needs (attention of a long
+  // prompt on few cores takes hours). A few relaxed stores; the first 55 bytes of the name are kept. From any
+  // thread.
+  void beat(std::string_view operation, int layer = -1, bool waits = true);
 
  private:
   static constexpr int kNameWords = 7;
@@ -57,6 +59,7 @@ class Watchdog {
   std::atomic<std::uint64_t> beats_{0};
   std::atomic<int> under_way_{0};
   std::atomic<int> layer_{-1};
+  std::atomic<bool> waits_{true};
   std::array<std::atomic<std::uint64_t>, kNameWords> name_{};  // bytes of the operation, zero-terminated
   std::mutex mutex_;
   std::condition_variable wake_;

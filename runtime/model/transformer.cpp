@@ -239,7 +239,10 @@ void Transformer::prefill(int sequence, const SequencePartition& partition,
       std::fill_n(row, config_.hidden, 0.0f);
     }
   }
-  if (grid_.shape.sp > 1) grid_.sp->all_reduce_sum(last, static_cast<std::size_t>(wanted * config_.hidden));
+  if (grid_.shape.sp > 1) {
+    StepTimer timer(*this, Phase::kPrefill, -1, Operation::kExchange);
+    grid_.sp->all_reduce_sum(last, static_cast<std::size_t>(wanted * config_.hidden));
+  }
   compute_logits(Phase::kPrefill, wanted, logits);
 }
 
@@ -387,6 +390,7 @@ void Transformer::compute_logits(Phase phase, std::int64_t rows, std::vector<flo
   apply_norm(rows, config_.hidden, hidden, weights_.final_norm, config_, hidden);
   apply_linear(rows, hidden, weights_.lm_head, {}, local);
   logit_rows_ = rows;
+  logit_phase_ = phase;
   logits.clear();
   if (!want_logits_) return;
 
@@ -413,12 +417,17 @@ void Transformer::compute_logits(Phase phase, std::int64_t rows, std::vector<flo
 void Transformer::greedy_tokens(std::vector<std::int32_t>& tokens) {
   const std::int64_t share = weights_.lm_head.rows;
   std::vector<Maximum> own(static_cast<std::size_t>(logit_rows_), {-INFINITY, INT64_MAX});
-  for (std::int64_t row = 0; row < logit_rows_ && share > 0; ++row) {
-    own[row] = argmax(local_logits_.at_least(0) + row * share, share);
-    if (own[row].index >= 0) own[row].index += weights_.first_vocab_row;
+  {
+    StepTimer timer(*this, logit_phase_, -1, Operation::kLogits);
+    for (std::int64_t row = 0; row < logit_rows_ && share > 0; ++row) {
+      own[row] = argmax(local_logits_.at_least(0) + row * share, share);
+      if (own[row].index >= 0) own[row].index += weights_.first_vocab_row;
+    }
   }
   const int ranks = grid_.tp->size();
   std::vector<Maximum> all(own.size() * ranks);
+  // Also with one rank: from here on this rank waits, for the tokens of others or for its next command.
+  StepTimer timer(*this, logit_phase_, -1, Operation::kCollective);
   grid_.tp->all_gather(own.data(), own.size() * sizeof(Maximum), all.data());
   tokens.resize(own.size());
   for (std::size_t row = 0; row < own.size(); ++row) {

@@ -91,6 +91,7 @@ class Transformer {
   FloatScratch last_hidden_;   // (n, E) rows whose logits are wanted
   FloatScratch local_logits_;  // (n, V of this rank)
   std::int64_t logit_rows_ = 0;
+  Phase logit_phase_ = Phase::kPrefill;  // of the call that computed them
 };
 
 }  // namespace tessera

@@ -250,6 +250,8 @@ TEST_CASE("bad command lines are refused in one line that names the option and t
       {"trace merge a.h5 b.h5", {"--output FILE.h5", "missing"}},
       {"bench e2e", {"--model DIR", "missing"}},
       {"bench e2e --model m --repeats 0", {"--repeats", "0 is below 1"}},
+      {"bench attention --model m --weights random:1", {"--weights"}},  // it would change nothing
+      {"bench load --model m --length 64", {"--length"}},
   };
   for (const Case& c : cases) {
     CAPTURE(c.line);

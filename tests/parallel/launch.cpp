@@ -194,7 +194,9 @@ TEST_CASE("the watchdog ends a process that makes no progress, and says where it
   CHECK(std::count(ended.output.begin(), ended.output.end(), '\n') == 2);
 }
 
-TEST_CASE("the watchdog lets be what beats, what is not under way, and what asked for no limit") {
+TEST_CASE(
+    "the watchdog lets be what beats, what waits for nobody, what is not under way, and what asked for no "
+    "limit") {
   const Ended ended = run_in_child([] {
     Watchdog watchdog(milliseconds(400), 0, "host");
     std::this_thread::sleep_for(milliseconds(900));  // nothing under way
@@ -205,6 +207,11 @@ TEST_CASE("the watchdog lets be what beats, what is not under way, and what aske
         std::this_thread::sleep_for(milliseconds(20));
         watchdog.beat("attend", i);
       }
+    }
+    {
+      const auto work = watchdog.work("prefill");
+      watchdog.beat("attend", 3, /*waits=*/false);  // long work of its own, which no other rank holds up
+      std::this_thread::sleep_for(milliseconds(900));
     }
     std::this_thread::sleep_for(milliseconds(900));
     Watchdog none(milliseconds(0), 0, "host");

@@ -3,8 +3,10 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <exception>
 #include <filesystem>
 #include <iostream>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -14,6 +16,7 @@
 #include "jobs/info.hpp"
 #include "jobs/options.hpp"
 #include "jobs/trace_command.hpp"
+#include "parallel/agreement.hpp"
 #include "parallel/mpi_session.hpp"
 #include "runtime/core/blas.hpp"
 #include "runtime/core/error.hpp"
@@ -42,6 +45,26 @@ bool is_parallel(const ParsedCommand& command) {
   return std::holds_alternative<EvalOptions>(command) || std::holds_alternative<InfoOptions>(command);
 }
 
+// What this rank was asked to do, or why it cannot be understood.
+struct RankCommand {
+  std::optional<ParsedCommand> parsed;
+  std::exception_ptr failure;
+};
+
+// Ranks of one job say once, together, what is wrong with their options. A failure of a process that is alone, or of a
+// command that starts no ranks, is thrown at once.
+RankCommand parse_on_rank(int argc, char** argv) {
+  RankCommand command;
+  try {
+    command.parsed = parse_command_line(argc, argv);
+  } catch (const Error&) {
+    const std::string name = argc > 1 ? argv[1] : "";
+    if ((name != "eval" && name != "info") || detect_launch().expected_ranks <= 1) throw;
+    command.failure = std::current_exception();
+  }
+  return command;
+}
+
 void print_rank_error(const MpiSession& session, const std::string& message) {
   if (session.size() == 1) fmt::print(stderr, "tessera: {}\n", message);
   else fmt::print(stderr, "tessera: rank {} ({}): {}\n", session.rank(), host_name(), message);
@@ -49,10 +72,13 @@ void print_rank_error(const MpiSession& session, const std::string& message) {
 
 // An error that all ranks agreed on is printed by rank 0 alone, and every rank leaves with its code. One that a rank met
 // by itself while others may wait for it ends the whole job.
-int run_on_ranks(const ParsedCommand& command, const std::string& command_line) {
+int run_on_ranks(const RankCommand& command, const std::string& command_line) {
   MpiSession session = MpiSession::start(detect_launch());
   try {
-    const ExitCode code = run_parallel(command, session, command_line);
+    run_agreed(*session.world(), [&] {
+      if (command.failure) std::rethrow_exception(command.failure);
+    });
+    const ExitCode code = run_parallel(*command.parsed, session, command_line);
     session.finalize();
     return static_cast<int>(code);
   } catch (const Error& error) {
@@ -77,7 +103,9 @@ int export_tables(const TraceOptions& options) {
     if (tables.size() > 1) throw UsageError("trace export: without --output DIR name one --table points|attempts|samples");
     return run_trace_export({options.files.front(), tables.front(), options.format}, stdout);
   }
-  std::filesystem::create_directories(options.output);
+  std::error_code problem;
+  std::filesystem::create_directories(options.output, problem);
+  if (problem) throw_write_error(options.output, "making the folder of --output", problem.value());
   for (const std::string& table : tables) {
     const std::string path = fmt::format("{}/{}.{}", options.output, table, options.format);
     std::FILE* file = std::fopen(path.c_str(), "w");
@@ -119,8 +147,9 @@ int main(int argc, char** argv) {
   using namespace tessera;
   try {
     prefer_best_blas_kernels(argv);
-    const ParsedCommand command = parse_command_line(argc, argv);
-    return is_parallel(command) ? run_on_ranks(command, joined(argc, argv)) : run_alone(command);
+    const RankCommand command = parse_on_rank(argc, argv);
+    const bool alone = command.parsed && !is_parallel(*command.parsed);
+    return alone ? run_alone(*command.parsed) : run_on_ranks(command, joined(argc, argv));
   } catch (const Error& error) {
     fmt::print(stderr, "tessera: {}\n", error.what());
     return static_cast<int>(error.code());

@@ -4,10 +4,8 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
-#include <map>
 #include <memory>
 #include <optional>
 
@@ -46,7 +44,8 @@ class Recorder {
         key_(make_run_key(options, model, tasks)) {
     // Found here, and not when the finished trace is renamed over it.
     if (std::filesystem::is_directory(options.trace)) {
-      throw UsageError("--trace {}: it is a folder; name a file, such as {}/out.h5", options.trace, options.trace);
+      throw UsageError("--trace {}: it is a folder; name a file, such as {}/out.h5", options.trace,
+                       options.trace);
     }
     JournalWriter::Options journal;
     journal.fresh = options.fresh;

@@ -5,9 +5,7 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
-#include <functional>
 #include <iostream>
-#include <memory>
 #include <optional>
 #include <string>
 #include <variant>
@@ -46,6 +44,26 @@ bool is_parallel(const ParsedCommand& command) {
   return std::holds_alternative<EvalOptions>(command) || std::holds_alternative<InfoOptions>(command);
 }
 
+// What this rank was asked to do, or why it cannot be understood.
+struct RankCommand {
+  std::optional<ParsedCommand> parsed;
+  std::exception_ptr failure;
+};
+
+// Ranks of one job say once, together, what is wrong with their options. A failure of a process that is
+// alone, or of a command that starts no ranks, is thrown at once.
+RankCommand parse_on_rank(int argc, char** argv) {
+  RankCommand command;
+  try {
+    command.parsed = parse_command_line(argc, argv);
+  } catch (const Error&) {
+    const std::string name = argc > 1 ? argv[1] : "";
+    if ((name != "eval" && name != "info") || detect_launch().expected_ranks <= 1) throw;
+    command.failure = std::current_exception();
+  }
+  return command;
+}
+
 void print_rank_error(const MpiSession& session, const std::string& message) {
   if (session.size() == 1)
     fmt::print(stderr, "tessera: {}\n", message);
@@ -55,10 +73,13 @@ void print_rank_error(const MpiSession& session, const std::string& message) {
 
 // An error that all ranks agreed on is printed by rank 0 alone, and every rank leaves with its code. One that
 // a rank met by itself while others may wait for it ends the whole job.
-int run_on_ranks(const std::function<ExitCode(MpiSession&)>& work) {
+int run_on_ranks(const RankCommand& command, const std::string& command_line) {
   MpiSession session = MpiSession::start(detect_launch());
   try {
-    const ExitCode code = work(session);
+    run_agreed(*session.world(), [&] {
+      if (command.failure) std::rethrow_exception(command.failure);
+    });
+    const ExitCode code = run_parallel(*command.parsed, session, command_line);
     session.finalize();
     return static_cast<int>(code);
   } catch (const Error& error) {
@@ -75,18 +96,6 @@ int run_on_ranks(const std::function<ExitCode(MpiSession&)>& work) {
   }
 }
 
-// A bad command line is the same on every rank: under a launcher they agree on it, so that one line is
-// printed and not one a rank. Should only some have failed (a --config file that one machine lacks), the
-// agreement is met by the one that the others' command begins with.
-int refuse_command_line(std::exception_ptr refusal) {
-  if (!detect_launch().under_launcher) std::rethrow_exception(refusal);
-  return run_on_ranks([&](MpiSession& session) {
-    const std::unique_ptr<Communicator> world = session.world();
-    run_agreed(*world, [&] { std::rethrow_exception(refusal); });
-    return ExitCode::kDone;
-  });
-}
-
 // Tables go to standard output, or with --output to one file each in that folder.
 int export_tables(const TraceOptions& options) {
   std::vector<std::string> tables{options.table};
@@ -96,7 +105,9 @@ int export_tables(const TraceOptions& options) {
       throw UsageError("trace export: without --output DIR name one --table points|attempts|samples");
     return run_trace_export({options.files.front(), tables.front(), options.format}, stdout);
   }
-  std::filesystem::create_directories(options.output);
+  std::error_code problem;
+  std::filesystem::create_directories(options.output, problem);
+  if (problem) throw_write_error(options.output, "making the folder of --output", problem.value());
   for (const std::string& table : tables) {
     const std::string path = fmt::format("{}/{}.{}", options.output, table, options.format);
     std::FILE* file = std::fopen(path.c_str(), "w");
@@ -140,17 +151,9 @@ int run_alone(const ParsedCommand& command) {
 int main(int argc, char** argv) {
   using namespace tessera;
   try {
-    std::optional<ParsedCommand> command;
-    std::exception_ptr refusal;
-    try {
-      command = parse_command_line(argc, argv);
-    } catch (const Error&) {
-      refusal = std::current_exception();
-    }
-    if (refusal) return refuse_command_line(refusal);
-    if (!is_parallel(*command)) return run_alone(*command);
-    return run_on_ranks(
-        [&](MpiSession& session) { return run_parallel(*command, session, joined(argc, argv)); });
+    const RankCommand command = parse_on_rank(argc, argv);
+    const bool alone = command.parsed && !is_parallel(*command.parsed);
+    return alone ? run_alone(*command.parsed) : run_on_ranks(command, joined(argc, argv));
   } catch (const Error& error) {
     fmt::print(stderr, "tessera: {}\n", error.what());
     return static_cast<int>(error.code());

@@ -584,6 +584,7 @@ TEST_CASE("a refused command is refused on any number of ranks with the same cod
     std::vector<std::string> says;
   };
   for (const Bad& bad : std::vector<Bad>{
+           {3, good + Words{"--nonsense"}, 2, {"--nonsense"}},
            {2, good + Words{"--tp", "3"}, 2, {"--tp 3", "number of ranks, 2"}},
            {3, good + Words{"--tp", "3"}, 2, {"--tp 3", "8 query heads"}},
            {3, good + Words{"--tp", "2"}, 2, {"--tp 2", "number of ranks, 3"}},

@@ -1,7 +1,9 @@
 // Dense softmax attention over the block table, causal, grouped-query, with an optional window:
-//   out = softmax(scale · q Kᵀ) V over the keys at positions j with  j ≤ pos  and  (window = 0 or j > pos − window)
-// that the view holds. Blocks that the view does not hold are skipped, so that ranks compute partials over disjoint
-// keys which merge_partials joins. Arithmetic fp32; lse natural log; a row that sees no key gets out = 0, lse = −inf.
+//   out = softmax(scale · q Kᵀ) V over the keys at positions j with  j ≤ pos  and  (window = 0 or j > pos −
+//   window)
+// that the view holds. Blocks that the view does not hold are skipped, so that ranks compute partials over
+// disjoint keys which merge_partials joins. Arithmetic fp32; lse natural log; a row that sees no key gets out
+// = 0, lse = −inf.
 #pragma once
 
 #include <cstdint>
@@ -19,9 +21,9 @@ struct PrefillAttentionParams {
   const std::int32_t* positions = nullptr;  // (T) global, ascending
   KvView kv;
   float scale = 0;
-  std::int32_t window = 0;                  // 0: none
-  float* out = nullptr;                     // (T, H, D)
-  float* lse = nullptr;                     // (T, H), or null
+  std::int32_t window = 0;  // 0: none
+  float* out = nullptr;     // (T, H, D)
+  float* lse = nullptr;     // (T, H), or null
   StreamView stream;
 };
 void prefill_attention(const PrefillAttentionParams& p);
@@ -35,8 +37,8 @@ struct DecodeAttentionParams {
   const KvView* kv = nullptr;               // (N) one view each
   float scale = 0;
   std::int32_t window = 0;
-  float* out = nullptr;                     // (N, H, D)
-  float* lse = nullptr;                     // (N, H), or null
+  float* out = nullptr;  // (N, H, D)
+  float* lse = nullptr;  // (N, H), or null
   StreamView stream;
 };
 void decode_attention(const DecodeAttentionParams& p);

@@ -1,11 +1,15 @@
 #include "io/file_output.hpp"
 
 #include <fcntl.h>
+#include <fmt/core.h>
+#include <signal.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
-#include <cstdio>
+#include <chrono>
+#include <cstdlib>
 #include <filesystem>
 #include <vector>
 
@@ -35,12 +39,32 @@ class PrivateFile {
   std::string path_;
 };
 
+std::string this_host() {
+  char name[256] = {};
+  return ::gethostname(name, sizeof(name) - 1) == 0 ? name : "unknown";
+}
+
+// Whether the process that wrote PREFIX + HOST.PID has gone. Another host's cannot be asked: an hour without
+// a write is taken for an answer. A live one keeps its file, since another command may derive the same trace.
+bool is_left_behind(const std::filesystem::path& path, const std::string& prefix) {
+  const std::string ours = prefix + this_host() + ".";
+  const std::string name = path.filename().string();
+  if (name.rfind(ours, 0) == 0) {
+    const long pid = std::strtol(name.c_str() + ours.size(), nullptr, 10);
+    return pid <= 0 || pid == ::getpid() || (::kill(static_cast<pid_t>(pid), 0) != 0 && errno == ESRCH);
+  }
+  std::error_code error;
+  const auto written = std::filesystem::last_write_time(path, error);
+  return !error && std::filesystem::file_time_type::clock::now() - written > std::chrono::hours(1);
+}
+
 void remove_left_behind(const std::filesystem::path& folder, const std::string& prefix) {
   std::error_code ignored;
   std::vector<std::filesystem::path> left;
   for (std::filesystem::directory_iterator entry(folder, ignored), end; !ignored && entry != end;
        entry.increment(ignored)) {
-    if (entry->path().filename().string().rfind(prefix, 0) == 0) left.push_back(entry->path());
+    const bool is_private = entry->path().filename().string().rfind(prefix, 0) == 0;
+    if (is_private && is_left_behind(entry->path(), prefix)) left.push_back(entry->path());
   }
   for (const auto& path : left) ::unlink(path.c_str());
 }
@@ -78,7 +102,8 @@ void replace_file(const std::string& path, std::string_view data,
   const auto folder = folder_of(path);
   const std::string prefix = "." + std::filesystem::path(path).filename().string() + ".tmp.";
   remove_left_behind(folder, prefix);
-  const std::string private_path = (folder / (prefix + std::to_string(::getpid()))).string();
+  const std::string private_path =
+      (folder / fmt::format("{}{}.{}", prefix, this_host(), ::getpid())).string();
 
   OwnedFd fd(::open(private_path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
   if (!fd) throw_write_error(path, "creating a file beside it", errno);

@@ -40,7 +40,7 @@ int write_fully(int fd, std::string_view data);
 // Makes creations, renames and removals in the folder of `path` durable; ResourceError when it cannot.
 void sync_folder_of(const std::string& path);
 
-// Replaces `path` by `data` in one step: a private file ".NAME.tmp.PID" in the same folder is written,
+// Replaces `path` by `data` in one step: a private file ".NAME.tmp.HOST.PID" in the same folder is written,
 // synced, passed to `verify`, and renamed over it. On any failure (ResourceError, or what verify throws)
 // `path` is as it was and the private file is gone. Private files that earlier writers of the same name left
 // are removed. `before_rename` is for tests that end the process there.

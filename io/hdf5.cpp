@@ -176,6 +176,8 @@ Hdf5Image::Hdf5Image() {
   hdf5_checked(H5Pset_link_creation_order(create.get(), H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED),
                "H5Pset_link_creation_order", "/");
   hdf5_checked(H5Pset_obj_track_times(create.get(), false), "H5Pset_obj_track_times", "/");
+  // Most datasets are of few chunks: the default would give each an index of 4 KiB or more.
+  hdf5_checked(H5Pset_istore_k(create.get(), 4), "H5Pset_istore_k", "/");
   file_ = {hdf5_checked(H5Fcreate("tessera-trace-image", H5F_ACC_TRUNC, create.get(), access.get()),
                         "H5Fcreate", "/"),
            H5Fclose};
@@ -271,7 +273,13 @@ void set_bytes_attribute(hid_t object, const char* name, const std::vector<std::
 // ---- reading -----------------------------------------------------------------------------------
 
 Hdf5Id open_file(const std::string& path) {
-  return {hdf5_checked(H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), "H5Fopen", "/"), H5Fclose};
+  const Hdf5Id access(hdf5_checked(H5Pcreate(H5P_FILE_ACCESS), "H5Pcreate", "/"), H5Pclose);
+#if H5_VERSION_GE(1, 10, 7)
+  // Traces are replaced, never changed in place, so reading needs no lock; some file systems have none to
+  // give.
+  hdf5_checked(H5Pset_file_locking(access.get(), false, true), "H5Pset_file_locking", "/");
+#endif
+  return {hdf5_checked(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.get()), "H5Fopen", "/"), H5Fclose};
 }
 
 Hdf5Id open_group(hid_t parent, const std::string& name) {

@@ -67,8 +67,11 @@ LoadOptions load_options(const BenchOptions& options) {
 }
 
 json common(const BenchOptions& options, const char* kind) {
-  return {{"bench", kind}, {"threads", omp_get_max_threads()}, {"repeats", options.repeats},
-          {"cpu", collect_host_info().cpu}, {"blas", blas_description()}};
+  return {{"bench", kind},
+          {"threads", omp_get_max_threads()},
+          {"repeats", options.repeats},
+          {"cpu", collect_host_info().cpu},
+          {"blas", blas_description()}};
 }
 
 // Prefill of `length` tokens and decoding of `tokens` more, one sequence.
@@ -79,10 +82,11 @@ json bench_end_to_end(const BenchOptions& options) {
   const Weights weights = load_weights(options.model, config, load_options(options), *grid.tp, meter);
   const std::int64_t total = options.length + options.tokens;
   const HeadShare share = head_share(config, 0, 1);
-  KvCache cache({static_cast<int>(config.layers), static_cast<int>(share.kv_heads), static_cast<int>(config.head_dim),
-                 DType::kF32},
+  KvCache cache({static_cast<int>(config.layers), static_cast<int>(share.kv_heads),
+                 static_cast<int>(config.head_dim), DType::kF32},
                 kv_slots_needed(config, share, grid.shape, options.length, total, 1), meter);
-  Transformer transformer(config, resolve_rope(config, "auto", total).rope, weights, grid, cache, total, meter);
+  Transformer transformer(config, resolve_rope(config, "auto", total).rope, weights, grid, cache, total,
+                          meter);
 
   std::vector<std::int32_t> prompt(static_cast<std::size_t>(options.length));
   for (std::size_t i = 0; i < prompt.size(); ++i) {
@@ -159,7 +163,10 @@ json bench_gemm(const BenchOptions& options) {
       p.y = y.data();
       const double seconds = median_seconds(options.repeats, [&] { linear(p); });
       const double flops = 2.0 * static_cast<double>(rows) * out * in;
-      result["shapes"].push_back({{"rows", rows}, {"out", out}, {"in", in}, {"seconds", seconds},
+      result["shapes"].push_back({{"rows", rows},
+                                  {"out", out},
+                                  {"in", in},
+                                  {"seconds", seconds},
                                   {"gflop_per_s", flops / seconds / 1e9},
                                   {"weight_gb_per_s", static_cast<double>(w16.size()) / seconds / 1e9}});
     }
@@ -207,16 +214,21 @@ json bench_attention(const BenchOptions& options) {
   result["prefill_s"] = prefill_s;
   result["prefill_gflop_per_s"] = 4.0 * kDim * kHeads * pairs / prefill_s / 1e9;
   result["decode_s"] = decode_s;
-  result["decode_kv_gb_per_s"] = 2.0 * kKvHeads * kDim * sizeof(float) * static_cast<double>(tokens) / decode_s / 1e9;
+  result["decode_kv_gb_per_s"] =
+      2.0 * kKvHeads * kDim * sizeof(float) * static_cast<double>(tokens) / decode_s / 1e9;
   return result;
 }
 
 json run_one(const BenchOptions& options) {
   switch (options.kind) {
-    case BenchOptions::Kind::kEndToEnd: return bench_end_to_end(options);
-    case BenchOptions::Kind::kLoad: return bench_load(options);
-    case BenchOptions::Kind::kGemm: return bench_gemm(options);
-    case BenchOptions::Kind::kAttention: return bench_attention(options);
+    case BenchOptions::Kind::kEndToEnd:
+      return bench_end_to_end(options);
+    case BenchOptions::Kind::kLoad:
+      return bench_load(options);
+    case BenchOptions::Kind::kGemm:
+      return bench_gemm(options);
+    case BenchOptions::Kind::kAttention:
+      return bench_attention(options);
   }
   throw InternalError("internal error: a bench is not handled");
 }
@@ -236,8 +248,10 @@ void print_table(const json& result, const std::string& indent) {
 int run_bench(const BenchOptions& options) {
   if (options.threads > 0) omp_set_num_threads(options.threads);
   const json result = run_one(options);
-  if (options.json) fmt::print("{}\n", result.dump());
-  else print_table(result, "");
+  if (options.json)
+    fmt::print("{}\n", result.dump());
+  else
+    print_table(result, "");
   return 0;
 }
 

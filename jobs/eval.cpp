@@ -25,8 +25,8 @@
 #include "jobs/summary.hpp"
 #include "parallel/agreement.hpp"
 #include "parallel/watchdog.hpp"
-#include "runtime/model/engine.hpp"
 #include "runtime/core/host.hpp"
+#include "runtime/model/engine.hpp"
 
 namespace tessera {
 namespace {
@@ -86,7 +86,8 @@ class Recorder {
     std::vector<Request> requests;
     for (std::size_t i = 0; i < samples_.size(); ++i) {
       const Task& task = *tasks_[static_cast<std::size_t>(samples_[i].which.point)];
-      requests.push_back({static_cast<std::int64_t>(i), samples_[i].content.tokens, max_output_of(options_, task)});
+      requests.push_back(
+          {static_cast<std::int64_t>(i), samples_[i].content.tokens, max_output_of(options_, task)});
     }
     return requests;
   }
@@ -95,8 +96,8 @@ class Recorder {
   void record(const Completion& completion) {
     const PreparedSample& sample = samples_[static_cast<std::size_t>(completion.id)];
     const Task& task = *tasks_[static_cast<std::size_t>(sample.which.point)];
-    const SampleRecord record = make_sample_record(
-        {&options_, &model_, &task, &sample, &completion, shape_, weight_bytes_});
+    const SampleRecord record =
+        make_sample_record({&options_, &model_, &task, &sample, &completion, shape_, weight_bytes_});
     journal_->append_sample(record);
     ++done_;
     score_sum_ += record.score;
@@ -105,7 +106,8 @@ class Recorder {
   }
 
   void idle() {
-    progress_->update(done_, scored_ > 0 ? fmt::format("score {:.3f}", score_sum_ / static_cast<double>(scored_)) : "");
+    progress_->update(
+        done_, scored_ > 0 ? fmt::format("score {:.3f}", score_sum_ / static_cast<double>(scored_)) : "");
     if (done_ > in_trace_ && seconds_since(trace_written_) > kTraceIntervalSeconds) derive_trace();
   }
 
@@ -128,8 +130,10 @@ class Recorder {
         if (sample.point != static_cast<std::int64_t>(point)) continue;
         summary.metric = sample.metric;
         summary.format_errors += !sample.format_ok;
-        if (sample.error.empty()) scores.push_back(sample.score);
-        else ++summary.failed;
+        if (sample.error.empty())
+          scores.push_back(sample.score);
+        else
+          ++summary.failed;
       }
       fmt::print("{}\n", summary_line(summary, mean_interval(scores)));
     }
@@ -170,9 +174,12 @@ std::vector<const Task*> find_tasks(const EvalOptions& options) {
 
 std::string rope_text(const RopeChoice& rope) {
   switch (rope.kind) {
-    case RopeChoice::Kind::kAuto: return "auto";
-    case RopeChoice::Kind::kConfig: return "config";
-    case RopeChoice::Kind::kYarn: break;
+    case RopeChoice::Kind::kAuto:
+      return "auto";
+    case RopeChoice::Kind::kConfig:
+      return "config";
+    case RopeChoice::Kind::kYarn:
+      break;
   }
   return fmt::format("yarn:{}", rope.yarn_factor);
 }
@@ -198,9 +205,10 @@ MemoryRequest memory_request(const EvalOptions& options, const ModelConfig& conf
   request.prompt_tokens = options.length;
   request.max_tokens = max_tokens;
   request.batch = options.batch;
-  request.weights_copied = options.weights.random || (!options.weights_dtype.as_file && config.dtype != DType::kF32);
-  request.weight_element_bytes =
-      static_cast<std::int64_t>(size_of(options.weights_dtype.as_file ? config.dtype : options.weights_dtype.dtype));
+  request.weights_copied =
+      options.weights.random || (!options.weights_dtype.as_file && config.dtype != DType::kF32);
+  request.weight_element_bytes = static_cast<std::int64_t>(
+      size_of(options.weights_dtype.as_file ? config.dtype : options.weights_dtype.dtype));
   request.kv_dtype = options.kv_dtype;
   return request;
 }
@@ -212,15 +220,15 @@ bool answer_requests(const EvalOptions& options, const ModelSetup& model, const 
   const HeadShare share = head_share(model.config, grid.place.tp, grid.shape.tp);
   const KvShape kv{static_cast<int>(model.config.layers), static_cast<int>(share.kv_heads),
                    static_cast<int>(model.config.head_dim), options.kv_dtype};
-  KvCache cache(kv, kv_slots_needed(model.config, share, grid.shape, options.length, max_tokens, options.batch), meter);
+  KvCache cache(
+      kv, kv_slots_needed(model.config, share, grid.shape, options.length, max_tokens, options.batch), meter);
   Transformer transformer(model.config, model.rope.rope, weights, grid, cache, max_tokens, meter);
   Engine engine(transformer, cache, grid, meter, {options.batch, model.config.eos_ids});
 
-  Watchdog watchdog(std::chrono::milliseconds(static_cast<std::int64_t>(options.timeout_s * 1000)), grid.world->rank(),
-                    host_name());
-  transformer.set_listener([&watchdog](Phase, int layer, Operation operation) {
-    watchdog.beat(name_of(operation), layer);
-  });
+  Watchdog watchdog(std::chrono::milliseconds(static_cast<std::int64_t>(options.timeout_s * 1000)),
+                    grid.world->rank(), host_name());
+  transformer.set_listener(
+      [&watchdog](Phase, int layer, Operation operation) { watchdog.beat(name_of(operation), layer); });
   const Watchdog::Work work = watchdog.work("first request");
   ServedRequests source(channel, stop_requested);
   const bool dry = engine.run(grid.is_group_leader() ? &source : nullptr);
@@ -268,8 +276,8 @@ ExitCode run_eval(const EvalOptions& options, MpiSession& session, const std::st
   context.seed = options.seed;
   context.style = options.prompt_style;
   context.settings = options.settings;
-  std::vector<PreparedSample> samples =
-      prepare_samples(*world, first_rank ? recorder->pending() : std::vector<PendingSample>{}, tasks, context);
+  std::vector<PreparedSample> samples = prepare_samples(
+      *world, first_rank ? recorder->pending() : std::vector<PendingSample>{}, tasks, context);
   std::int64_t left = static_cast<std::int64_t>(samples.size());
   world->broadcast(&left, sizeof left, 0);
   log->info("{} samples to do, prepared in {:.2f} s", left, seconds_since(started));
@@ -320,7 +328,8 @@ ExitCode run_eval(const EvalOptions& options, MpiSession& session, const std::st
     };
     service = std::make_unique<SampleService>(*channel, recorder->requests(), shape.dp, std::move(callbacks));
   }
-  const bool dry = answer_requests(options, *model, weights, grid, meter, max_tokens, *channel, stop_requested);
+  const bool dry =
+      answer_requests(options, *model, weights, grid, meter, max_tokens, *channel, stop_requested);
   if (service) service->wait();
   std::int64_t stopped = !dry;
   world->all_reduce_max(&stopped, 1);

@@ -1,4 +1,5 @@
-// `tessera eval`: the main job. Answers a task's samples with a model on all ranks and leaves journal and trace.
+// `tessera eval`: the main job. Answers a task's samples with a model on all ranks and leaves journal and
+// trace.
 #pragma once
 
 #include <string>

@@ -36,8 +36,8 @@ PreparedSample unpack_sample(ByteReader& reader) {
   return s;
 }
 
-std::vector<PreparedSample> make_share(const std::vector<PendingSample>& share, const std::vector<const Task*>& tasks,
-                                       const TaskContext& context) {
+std::vector<PreparedSample> make_share(const std::vector<PendingSample>& share,
+                                       const std::vector<const Task*>& tasks, const TaskContext& context) {
   std::vector<PreparedSample> made(share.size());
   std::exception_ptr failure;  // an exception may not leave a parallel region
 #pragma omp parallel for schedule(dynamic)
@@ -57,14 +57,16 @@ std::vector<PreparedSample> make_share(const std::vector<PendingSample>& share, 
 }  // namespace
 
 std::vector<PreparedSample> prepare_samples(Communicator& world, std::vector<PendingSample> pending,
-                                            const std::vector<const Task*>& tasks, const TaskContext& context) {
+                                            const std::vector<const Task*>& tasks,
+                                            const TaskContext& context) {
   std::size_t count = pending.size();
   world.broadcast(&count, sizeof count, 0);
   pending.resize(count);
   world.broadcast(pending.data(), count * sizeof(PendingSample), 0);
 
   std::vector<PendingSample> share;
-  for (std::size_t i = static_cast<std::size_t>(world.rank()); i < count; i += static_cast<std::size_t>(world.size())) {
+  for (std::size_t i = static_cast<std::size_t>(world.rank()); i < count;
+       i += static_cast<std::size_t>(world.size())) {
     share.push_back(pending[i]);
   }
   ByteWriter writer;
@@ -77,7 +79,8 @@ std::vector<PreparedSample> prepare_samples(Communicator& world, std::vector<Pen
     for (ByteReader reader(part); !reader.empty();) all.push_back(unpack_sample(reader));
   }
   std::sort(all.begin(), all.end(), [](const PreparedSample& a, const PreparedSample& b) {
-    if (a.content.tokens.size() != b.content.tokens.size()) return a.content.tokens.size() > b.content.tokens.size();
+    if (a.content.tokens.size() != b.content.tokens.size())
+      return a.content.tokens.size() > b.content.tokens.size();
     return std::pair(a.which.point, a.which.sample) < std::pair(b.which.point, b.which.sample);
   });
   return all;

@@ -21,9 +21,10 @@ struct PreparedSample {
   TaskSample content;
 };
 
-// Every rank makes its share of the pending samples (OpenMP over them); rank 0 gets all of them, longest first. The
-// pending list is read at rank 0 and sent to the others. Collective.
+// Every rank makes its share of the pending samples (OpenMP over them); rank 0 gets all of them, longest
+// first. The pending list is read at rank 0 and sent to the others. Collective.
 std::vector<PreparedSample> prepare_samples(Communicator& world, std::vector<PendingSample> pending,
-                                            const std::vector<const Task*>& tasks, const TaskContext& context);
+                                            const std::vector<const Task*>& tasks,
+                                            const TaskContext& context);
 
 }  // namespace tessera

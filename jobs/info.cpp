@@ -1,6 +1,5 @@
 #include "jobs/info.hpp"
 
-#include <cblas.h>
 #include <fmt/format.h>
 #include <hdf5.h>
 #include <hwloc.h>
@@ -13,6 +12,7 @@
 #include <nlohmann/json.hpp>
 #include <ostream>
 
+#include "runtime/core/blas.hpp"
 #include "runtime/core/host.hpp"
 #include "tessera_build_info.hpp"
 
@@ -216,7 +216,7 @@ BuildInfo collect_build_info() {
   unsigned major = 0, minor = 0, release = 0;
   if (H5get_libversion(&major, &minor, &release) >= 0)
     info.hdf5 = fmt::format("{}.{}.{}", major, minor, release);
-  info.blas = openblas_get_config();
+  info.blas = blas_description();
   info.blas.resize(info.blas.find_last_not_of(' ') + 1);
   return info;
 }

@@ -18,7 +18,6 @@
 #include "jobs/trace_command.hpp"
 #include "parallel/agreement.hpp"
 #include "parallel/mpi_session.hpp"
-#include "runtime/core/blas.hpp"
 #include "runtime/core/error.hpp"
 #include "runtime/core/host.hpp"
 
@@ -51,8 +50,8 @@ struct RankCommand {
   std::exception_ptr failure;
 };
 
-// Ranks of one job say once, together, what is wrong with their options. A failure of a process that is alone, or of a
-// command that starts no ranks, is thrown at once.
+// Ranks of one job say once, together, what is wrong with their options. A failure of a process that is
+// alone, or of a command that starts no ranks, is thrown at once.
 RankCommand parse_on_rank(int argc, char** argv) {
   RankCommand command;
   try {
@@ -66,12 +65,14 @@ RankCommand parse_on_rank(int argc, char** argv) {
 }
 
 void print_rank_error(const MpiSession& session, const std::string& message) {
-  if (session.size() == 1) fmt::print(stderr, "tessera: {}\n", message);
-  else fmt::print(stderr, "tessera: rank {} ({}): {}\n", session.rank(), host_name(), message);
+  if (session.size() == 1)
+    fmt::print(stderr, "tessera: {}\n", message);
+  else
+    fmt::print(stderr, "tessera: rank {} ({}): {}\n", session.rank(), host_name(), message);
 }
 
-// An error that all ranks agreed on is printed by rank 0 alone, and every rank leaves with its code. One that a rank met
-// by itself while others may wait for it ends the whole job.
+// An error that all ranks agreed on is printed by rank 0 alone, and every rank leaves with its code. One that
+// a rank met by itself while others may wait for it ends the whole job.
 int run_on_ranks(const RankCommand& command, const std::string& command_line) {
   MpiSession session = MpiSession::start(detect_launch());
   try {
@@ -100,7 +101,8 @@ int export_tables(const TraceOptions& options) {
   std::vector<std::string> tables{options.table};
   if (options.table == "all") tables = {"points", "attempts", "samples"};
   if (options.output.empty()) {
-    if (tables.size() > 1) throw UsageError("trace export: without --output DIR name one --table points|attempts|samples");
+    if (tables.size() > 1)
+      throw UsageError("trace export: without --output DIR name one --table points|attempts|samples");
     return run_trace_export({options.files.front(), tables.front(), options.format}, stdout);
   }
   std::error_code problem;
@@ -124,9 +126,12 @@ int run_trace(const TraceOptions& options) {
         if (const int code = run_trace_check(file, stdout); code != 0) return code;
       }
       return 0;
-    case TraceOptions::Action::kRebuild: return run_trace_rebuild(options.files.front(), stdout);
-    case TraceOptions::Action::kExport: return export_tables(options);
-    case TraceOptions::Action::kMerge: return run_trace_merge(options.output, options.files, stdout);
+    case TraceOptions::Action::kRebuild:
+      return run_trace_rebuild(options.files.front(), stdout);
+    case TraceOptions::Action::kExport:
+      return export_tables(options);
+    case TraceOptions::Action::kMerge:
+      return run_trace_merge(options.output, options.files, stdout);
   }
   throw InternalError("internal error: a trace action is not handled");
 }
@@ -146,7 +151,6 @@ int run_alone(const ParsedCommand& command) {
 int main(int argc, char** argv) {
   using namespace tessera;
   try {
-    prefer_best_blas_kernels(argv);
     const RankCommand command = parse_on_rank(argc, argv);
     const bool alone = command.parsed && !is_parallel(*command.parsed);
     return alone ? run_alone(*command.parsed) : run_on_ranks(command, joined(argc, argv));

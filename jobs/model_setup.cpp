@@ -13,25 +13,32 @@ namespace tessera {
 
 ChatFamily chat_family_of(ModelFamily family) {
   switch (family) {
-    case ModelFamily::kQwen2: return ChatFamily::kQwen2;
-    case ModelFamily::kLlama3: return ChatFamily::kLlama3;
-    case ModelFamily::kGemma3: return ChatFamily::kGemma3;
+    case ModelFamily::kQwen2:
+      return ChatFamily::kQwen2;
+    case ModelFamily::kLlama3:
+      return ChatFamily::kLlama3;
+    case ModelFamily::kGemma3:
+      return ChatFamily::kGemma3;
   }
   throw InternalError("a model family has no chat prompt");
 }
 
-ModelSetup read_model_setup(const std::string& model_dir, const std::string& rope_option, std::int64_t total_tokens) {
+ModelSetup read_model_setup(const std::string& model_dir, const std::string& rope_option,
+                            std::int64_t total_tokens) {
   ModelConfig config = read_model_config(model_dir);
   EffectiveRope rope = resolve_rope(config, rope_option, total_tokens);
   if (total_tokens > rope.max_positions) {
-    throw UsageError("--length and --max-output-tokens ask for {} tokens together, but the model allows {} under its "
-                     "rope ({}); shorten them or set --rope yarn:F",
-                     total_tokens, rope.max_positions, rope.description);
+    throw UsageError(
+        "--length and --max-output-tokens ask for {} tokens together, but the model allows {} under its "
+        "rope ({}); shorten them or set --rope yarn:F",
+        total_tokens, rope.max_positions, rope.description);
   }
   Tokenizer tokenizer = Tokenizer::load(model_dir + "/tokenizer.json");
   if (tokenizer.vocab_size() > config.vocab) {
-    throw InputError("{}/tokenizer.json: its largest id is {}, but config.json has vocab_size {}; the two belong to "
-                     "different models", model_dir, tokenizer.vocab_size() - 1, config.vocab);
+    throw InputError(
+        "{}/tokenizer.json: its largest id is {}, but config.json has vocab_size {}; the two belong to "
+        "different models",
+        model_dir, tokenizer.vocab_size() - 1, config.vocab);
   }
   const ChatFamily chat = chat_family_of(config.family);
   std::filesystem::path path = std::filesystem::absolute(model_dir).lexically_normal();
@@ -73,7 +80,8 @@ std::int64_t available_memory_bytes() {
   }
   std::int64_t limit = 0, used = 0;
   std::ifstream limit_file("/sys/fs/cgroup/memory.max"), used_file("/sys/fs/cgroup/memory.current");
-  if (limit_file >> limit && used_file >> used) available = std::min(available, std::max<std::int64_t>(0, limit - used));
+  if (limit_file >> limit && used_file >> used)
+    available = std::min(available, std::max<std::int64_t>(0, limit - used));
   return available;
 }
 
@@ -83,10 +91,11 @@ void check_memory(const MemoryPlan& plan, int local_ranks) {
   const std::int64_t asked = mapped + (plan.weights_owned + plan.kv + plan.workspace) * local_ranks;
   if (asked <= available) return;
   constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
-  throw ResourceError("memory: {} ranks on this machine need {:.2f} GiB (weights {:.2f}, KV {:.2f}, workspace {:.2f} a "
-                      "rank), but {:.2f} GiB are available; use more machines, a smaller --batch or a shorter --length",
-                      local_ranks, asked / kGiB, (plan.weights_mapped + plan.weights_owned) / kGiB, plan.kv / kGiB, plan.workspace / kGiB,
-                      available / kGiB);
+  throw ResourceError(
+      "memory: {} ranks on this machine need {:.2f} GiB (weights {:.2f}, KV {:.2f}, workspace {:.2f} a "
+      "rank), but {:.2f} GiB are available; use more machines, a smaller --batch or a shorter --length",
+      local_ranks, asked / kGiB, (plan.weights_mapped + plan.weights_owned) / kGiB, plan.kv / kGiB,
+      plan.workspace / kGiB, available / kGiB);
 }
 
 }  // namespace tessera

@@ -1,4 +1,5 @@
-// Everything that a run knows about its model before weights are loaded: read and checked on every rank alike.
+// Everything that a run knows about its model before weights are loaded: read and checked on every rank
+// alike.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +25,8 @@ struct ModelSetup {
 };
 
 // InputError for a bad file; UsageError when length + output exceeds what the model's rope allows.
-ModelSetup read_model_setup(const std::string& model_dir, const std::string& rope_option, std::int64_t total_tokens);
+ModelSetup read_model_setup(const std::string& model_dir, const std::string& rope_option,
+                            std::int64_t total_tokens);
 
 ChatFamily chat_family_of(ModelFamily family);
 
@@ -32,7 +34,7 @@ ChatFamily chat_family_of(ModelFamily family);
 struct MemoryPlan {
   std::int64_t weights_mapped = 0;  // pages of the checkpoint's files, which the ranks of a machine share
   std::int64_t weights_mapped_whole = 0;  // the most that all ranks together can map
-  std::int64_t weights_owned = 0;   // copies of its own: column slices, fp32 copies, drawn weights
+  std::int64_t weights_owned = 0;         // copies of its own: column slices, fp32 copies, drawn weights
   std::int64_t kv = 0;
   std::int64_t workspace = 0;
 };
@@ -47,7 +49,8 @@ struct MemoryRequest {
 };
 MemoryPlan plan_memory(const ModelConfig& config, const MemoryRequest& request);
 
-// ResourceError when the ranks of this machine ask for more than it has available; names both, and what to change.
+// ResourceError when the ranks of this machine ask for more than it has available; names both, and what to
+// change.
 void check_memory(const MemoryPlan& plan, int local_ranks);
 
 // Memory that this process may still take: the smaller of MemAvailable and the control group's limit.

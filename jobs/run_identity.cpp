@@ -11,7 +11,9 @@
 namespace tessera {
 namespace {
 
-std::string hex(std::uint64_t value) { return fmt::format("{:016x}", value); }
+std::string hex(std::uint64_t value) {
+  return fmt::format("{:016x}", value);
+}
 
 std::string joined_task_names(const std::vector<const Task*>& tasks) {
   std::string names;
@@ -28,18 +30,22 @@ std::string weights_identity(const EvalOptions& options) {
   return hex(Checkpoint::open(options.model).fingerprint());
 }
 
-// Every setting of the run's tasks, defaults included: a default that changes later must not pass for the same run.
+// Every setting of the run's tasks, defaults included: a default that changes later must not pass for the
+// same run.
 nlohmann::json task_settings(const EvalOptions& options, const std::vector<const Task*>& tasks) {
   nlohmann::json settings = nlohmann::json::object();
   for (const Task* task : tasks) {
     for (const TaskSetting& setting : task->settings) {
-      settings[fmt::format("{}.{}", task->name, setting.name)] = setting_of(*task, options.settings, setting.name);
+      settings[fmt::format("{}.{}", task->name, setting.name)] =
+          setting_of(*task, options.settings, setting.name);
     }
   }
   return settings;
 }
 
-std::string_view style_name(PromptStyle style) { return style == PromptStyle::kFull ? "full" : "compact"; }
+std::string_view style_name(PromptStyle style) {
+  return style == PromptStyle::kFull ? "full" : "compact";
+}
 
 std::string environment(const char* name) {
   const char* value = std::getenv(name);
@@ -48,26 +54,30 @@ std::string environment(const char* name) {
 
 void pack_attempt(ByteWriter& writer, const AttemptRank& rank) {
   for (const auto& column : attempt_columns()) {
-    std::visit([&](auto member) {
-      if constexpr (std::is_same_v<decltype(member), std::string AttemptRank::*>) {
-        writer.array(rank.*member);
-      } else {
-        writer.value(rank.*member);
-      }
-    }, column.member);
+    std::visit(
+        [&](auto member) {
+          if constexpr (std::is_same_v<decltype(member), std::string AttemptRank::*>) {
+            writer.array(rank.*member);
+          } else {
+            writer.value(rank.*member);
+          }
+        },
+        column.member);
   }
 }
 
 AttemptRank unpack_attempt(ByteReader& reader) {
   AttemptRank rank;
   for (const auto& column : attempt_columns()) {
-    std::visit([&](auto member) {
-      if constexpr (std::is_same_v<decltype(member), std::string AttemptRank::*>) {
-        reader.array(rank.*member);
-      } else {
-        reader.value(rank.*member);
-      }
-    }, column.member);
+    std::visit(
+        [&](auto member) {
+          if constexpr (std::is_same_v<decltype(member), std::string AttemptRank::*>) {
+            reader.array(rank.*member);
+          } else {
+            reader.value(rank.*member);
+          }
+        },
+        column.member);
   }
   return rank;
 }
@@ -78,7 +88,8 @@ std::int64_t max_output_of(const EvalOptions& options, const Task& task) {
   return options.max_output_tokens > 0 ? options.max_output_tokens : task.max_output_tokens;
 }
 
-RunKey make_run_key(const EvalOptions& options, const ModelSetup& model, const std::vector<const Task*>& tasks) {
+RunKey make_run_key(const EvalOptions& options, const ModelSetup& model,
+                    const std::vector<const Task*>& tasks) {
   std::string max_output;
   for (const Task* task : tasks) {
     max_output += (max_output.empty() ? "" : ",") + std::to_string(max_output_of(options, *task));
@@ -104,22 +115,19 @@ RunKey make_run_key(const EvalOptions& options, const ModelSetup& model, const s
   return key;
 }
 
-std::string configuration_json(const EvalOptions& options, const ModelSetup& model, const std::string& command_line) {
+std::string configuration_json(const EvalOptions& options, const ModelSetup& model,
+                               const std::string& command_line) {
   nlohmann::json configuration = {
-      {"command_line", command_line},
-      {"model_directory", options.model},
-      {"model", model.model_name},
-      {"model_type", model.config.model_type},
-      {"rope", model.rope.description},
-      {"length", options.length},
-      {"seed", options.seed},
-      {"prompt_style", style_name(options.prompt_style)},
+      {"command_line", command_line},   {"model_directory", options.model},
+      {"model", model.model_name},      {"model_type", model.config.model_type},
+      {"rope", model.rope.description}, {"length", options.length},
+      {"seed", options.seed},           {"prompt_style", style_name(options.prompt_style)},
   };
   return configuration.dump();
 }
 
-PointInfo make_point(const EvalOptions& options, const ModelSetup& model, const Task& task, const GridShape& shape,
-                     const RunKey& key) {
+PointInfo make_point(const EvalOptions& options, const ModelSetup& model, const Task& task,
+                     const GridShape& shape, const RunKey& key) {
   PointInfo point;
   point.model = model.model_name;
   point.family = name_of(model.config.family);

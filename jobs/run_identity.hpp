@@ -17,13 +17,15 @@ namespace tessera {
 std::int64_t max_output_of(const EvalOptions& options, const Task& task);
 
 // What determines results, and nothing else (DESIGN.md section 6). Reads sampled pages of the weights.
-RunKey make_run_key(const EvalOptions& options, const ModelSetup& model, const std::vector<const Task*>& tasks);
+RunKey make_run_key(const EvalOptions& options, const ModelSetup& model,
+                    const std::vector<const Task*>& tasks);
 
 // The configuration as one JSON object, for the journal's first line.
-std::string configuration_json(const EvalOptions& options, const ModelSetup& model, const std::string& command_line);
+std::string configuration_json(const EvalOptions& options, const ModelSetup& model,
+                               const std::string& command_line);
 
-PointInfo make_point(const EvalOptions& options, const ModelSetup& model, const Task& task, const GridShape& shape,
-                     const RunKey& key);
+PointInfo make_point(const EvalOptions& options, const ModelSetup& model, const Task& task,
+                     const GridShape& shape, const RunKey& key);
 
 // One row a rank, in order of world rank; complete at rank 0, empty elsewhere. Collective.
 std::vector<AttemptRank> gather_attempt(const EvalOptions& options, MpiSession& session, Grid& grid,

@@ -17,8 +17,12 @@ enum class Answer : std::int32_t { kWork, kDry, kStop };
 
 }  // namespace
 
-SampleService::SampleService(MessageChannel& channel, std::vector<Request> requests, int leaders, Callbacks callbacks)
-    : channel_(channel), requests_(std::move(requests)), leaders_left_(leaders), callbacks_(std::move(callbacks)) {
+SampleService::SampleService(MessageChannel& channel, std::vector<Request> requests, int leaders,
+                             Callbacks callbacks)
+    : channel_(channel),
+      requests_(std::move(requests)),
+      leaders_left_(leaders),
+      callbacks_(std::move(callbacks)) {
   thread_ = std::thread([this] {
     try {
       serve();

@@ -1,5 +1,5 @@
-// The queue of samples: rank 0 serves it from a thread of its own, longest first; the leader of each replica asks for
-// work and sends back what it finished. Rank 0 records a sample before it counts as done.
+// The queue of samples: rank 0 serves it from a thread of its own, longest first; the leader of each replica
+// asks for work and sends back what it finished. Rank 0 records a sample before it counts as done.
 #pragma once
 
 #include <atomic>
@@ -14,8 +14,9 @@
 
 namespace tessera {
 
-// Rank 0's side. `record` is called once for each finished request, in order of arrival, from the service's thread;
-// `idle` between messages (progress, trace at intervals). What either throws ends the service: `failed` is called with it.
+// Rank 0's side. `record` is called once for each finished request, in order of arrival, from the service's
+// thread; `idle` between messages (progress, trace at intervals). What either throws ends the service:
+// `failed` is called with it.
 class SampleService {
  public:
   struct Callbacks {

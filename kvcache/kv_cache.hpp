@@ -28,7 +28,9 @@ class BlockPool {
   BlockPool(std::int64_t slots, std::size_t slot_bytes, MemoryMeter& meter);
   std::int32_t allocate();  // ResourceError when none is free
   void free(std::int32_t slot);
-  std::byte* slot(std::int32_t index) { return buffer_.data() + static_cast<std::size_t>(index) * slot_bytes_; }
+  std::byte* slot(std::int32_t index) {
+    return buffer_.data() + static_cast<std::size_t>(index) * slot_bytes_;
+  }
   const std::byte* base() const { return buffer_.data(); }
   std::int64_t capacity() const { return capacity_; }
   std::int64_t used() const { return capacity_ - static_cast<std::int64_t>(free_.size()); }
@@ -64,27 +66,31 @@ class KvCache {
   int add_sequence(std::int64_t max_tokens);  // a handle; tables for ceil(max_tokens / B) blocks
   void remove_sequence(int sequence);         // frees its blocks and guests
 
-  // Rounds to dtype. A block's slots, one for each KV head, are allocated when its first row is written; the other
-  // rows stay undefined. ResourceError when the pool is exhausted: rows of earlier blocks are then written.
+  // Rounds to dtype. A block's slots, one for each KV head, are allocated when its first row is written; the
+  // other rows stay undefined. ResourceError when the pool is exhausted: rows of earlier blocks are then
+  // written.
   void append(const KvAppend& append);
 
   // The table of one layer with what this rank holds, guests included. Valid until the next call that changes
   // the sequence. length: how many positions exist on all ranks together.
   KvView view(int sequence, int layer, std::int64_t length) const;
 
-  // Indices of the blocks of (sequence, layer) that this rank holds itself, guests left out, ascending: the same list
-  // for every KV head, since whole tokens are stored.
+  // Indices of the blocks of (sequence, layer) that this rank holds itself, guests left out, ascending: the
+  // same list for every KV head, since whole tokens are stored.
   std::vector<std::int32_t> local_blocks(int sequence, int layer) const;
 
-  // Guests: blocks of another rank, for one layer of one sequence at a time. place_guest gives the slot's bytes to
-  // fill (the same ones when called again for that block); drop_guests frees all of them and restores the local table.
+  // Guests: blocks of another rank, for one layer of one sequence at a time. place_guest gives the slot's
+  // bytes to fill (the same ones when called again for that block); drop_guests frees all of them and
+  // restores the local table.
   std::byte* place_guest(int sequence, int layer, int kv_head, std::int64_t block);
   void drop_guests(int sequence, int layer);
 
-  // Frees local blocks of (sequence, layer) that lie wholly before `position` (window layers need no more of them).
+  // Frees local blocks of (sequence, layer) that lie wholly before `position` (window layers need no more of
+  // them).
   void release_before(int sequence, int layer, std::int64_t position);
 
-  // For tests: fills every slot with NaN when it is allocated, so that a kernel that reads a row never written shows.
+  // For tests: fills every slot with NaN when it is allocated, so that a kernel that reads a row never
+  // written shows.
   void poison_new_slots(bool on) { poison_ = on; }
 
   const KvShape& shape() const { return shape_; }

@@ -1,6 +1,6 @@
-// What an attention kernel sees of the cache: a table of slots for each KV head. A slot is local or a guest; a
-// kernel cannot tell. The slot of block b holds the keys of positions 64b … 64b+63 at rows pos % 64, then the
-// values, contiguous: slot = K (B, D), V (B, D) in dtype.
+// What an attention kernel sees of the cache: a table of slots for each KV head. A slot is local or a guest;
+// a kernel cannot tell. The slot of block b holds the keys of positions 64b … 64b+63 at rows pos % 64, then
+// the values, contiguous: slot = K (B, D), V (B, D) in dtype.
 #pragma once
 
 #include <cstddef>
@@ -13,21 +13,25 @@ namespace tessera {
 inline constexpr std::int32_t kNoSlot = -1;  // this rank does not hold the block
 
 struct KvView {
-  const std::byte* slots = nullptr;      // base of the pool
-  std::size_t slot_bytes = 0;            // 2 · B · D · size_of(dtype)
+  const std::byte* slots = nullptr;  // base of the pool
+  std::size_t slot_bytes = 0;        // 2 · B · D · size_of(dtype)
   DType dtype = DType::kF32;
-  int kv_heads = 0;                      // K
-  int head_dim = 0;                      // D
-  std::int64_t blocks = 0;               // columns of the table in use: ceil(length / B)
-  std::int64_t table_stride = 0;         // columns of the table
-  const std::int32_t* table = nullptr;   // (K, table_stride): slot of each logical block, or kNoSlot
-  std::int64_t length = 0;               // S: keys at positions ≥ length do not exist
+  int kv_heads = 0;                     // K
+  int head_dim = 0;                     // D
+  std::int64_t blocks = 0;              // columns of the table in use: ceil(length / B)
+  std::int64_t table_stride = 0;        // columns of the table
+  const std::int32_t* table = nullptr;  // (K, table_stride): slot of each logical block, or kNoSlot
+  std::int64_t length = 0;              // S: keys at positions ≥ length do not exist
 
   const std::byte* keys(int kv_head, std::int64_t block) const {
     return slots + static_cast<std::size_t>(table[kv_head * table_stride + block]) * slot_bytes;
   }
-  const std::byte* values(int kv_head, std::int64_t block) const { return keys(kv_head, block) + slot_bytes / 2; }
-  bool holds(int kv_head, std::int64_t block) const { return table[kv_head * table_stride + block] != kNoSlot; }
+  const std::byte* values(int kv_head, std::int64_t block) const {
+    return keys(kv_head, block) + slot_bytes / 2;
+  }
+  bool holds(int kv_head, std::int64_t block) const {
+    return table[kv_head * table_stride + block] != kNoSlot;
+  }
 };
 
 }  // namespace tessera

@@ -1,6 +1,6 @@
-// Collectives over host memory. Local (one rank) and MPI implementations; device collectives come beside them.
-// Counts are bytes unless said otherwise and may exceed 2 GiB; zero is allowed everywhere. A failure of a peer
-// throws PeerError with call, place and rank.
+// Collectives over host memory. Local (one rank) and MPI implementations; device collectives come beside
+// them. Counts are bytes unless said otherwise and may exceed 2 GiB; zero is allowed everywhere. A failure of
+// a peer throws PeerError with call, place and rank.
 #pragma once
 
 #include <cstddef>
@@ -29,7 +29,8 @@ class Communicator {
   virtual void all_reduce_max(std::int64_t* data, std::size_t count) = 0;
   // receive: size() × bytes, in rank order.
   virtual void all_gather(const void* send, std::size_t bytes, void* receive) = 0;
-  // receive: the ranks' parts one after another; counts[r] is known to all. counts[rank()] is what send holds.
+  // receive: the ranks' parts one after another; counts[r] is known to all. counts[rank()] is what send
+  // holds.
   virtual void all_gather_v(const void* send, void* receive, std::span<const std::size_t> counts) = 0;
   // The root's send holds the parts one after another (counts[r] bytes for rank r; read at the root only).
   virtual void scatter_v(const void* send, std::span<const std::size_t> counts, void* receive,

@@ -28,8 +28,8 @@ int world_rank_of(const GridShape& shape, const GridPlace& place);
 // dp = 0 asks for as many replicas as the ranks allow. UsageError names tp, sp, dp and the number of ranks.
 GridShape solve_grid(int tp, int sp, int dp, int world_size);
 
-// The communicators of one rank. `group` holds the tp·sp ranks that share one replica of the model (rank in it:
-// sp·TP + tp), `tp` those with the same sp and dp, `sp` those with the same tp and dp.
+// The communicators of one rank. `group` holds the tp·sp ranks that share one replica of the model (rank in
+// it: sp·TP + tp), `tp` those with the same sp and dp, `sp` those with the same tp and dp.
 struct Grid {
   GridShape shape;
   GridPlace place;

@@ -25,9 +25,11 @@ class SequencePartition {
   int ranks() const { return ranks_; }
   std::array<TokenRange, 2> ranges_of(int rank) const;  // in order of position; either may be empty
   std::int64_t tokens_of(int rank) const;
-  std::vector<std::int32_t> positions_of(int rank) const;  // ascending global positions, tokens_of(rank) of them
-  // The rank that holds the keys and values of logical block `block` (64 tokens). Blocks of the prompt lie with
-  // their chunk; the block that the prompt leaves part-filled continues where it lies; later blocks go round-robin.
+  std::vector<std::int32_t> positions_of(
+      int rank) const;  // ascending global positions, tokens_of(rank) of them
+  // The rank that holds the keys and values of logical block `block` (64 tokens). Blocks of the prompt lie
+  // with their chunk; the block that the prompt leaves part-filled continues where it lies; later blocks go
+  // round-robin.
   int owner_of_block(std::int64_t block) const;
 
  private:

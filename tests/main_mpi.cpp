@@ -1,5 +1,5 @@
-// The main of programs that ctest starts under mpirun on 1 to 4 ranks: every rank runs every case, and the job
-// fails where any rank fails.
+// The main of programs that ctest starts under mpirun on 1 to 4 ranks: every rank runs every case, and the
+// job fails where any rank fails.
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 #include <mpi.h>

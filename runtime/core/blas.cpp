@@ -2,42 +2,10 @@
 
 #include <cblas.h>
 #include <fmt/format.h>
-#include <unistd.h>
 
-#include <cstdlib>
 #include <string_view>
 
 namespace tessera {
-namespace {
-
-constexpr const char* kCoreVariable = "OPENBLAS_CORETYPE";
-constexpr const char* kRestartGuard = "TESSERA_BLAS_RESTARTED";
-
-bool cpu_has_avx512() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-#else
-  return false;
-#endif
-}
-
-bool runs_avx2_kernels() {
-  const std::string_view core = openblas_get_corename();
-  return core == "Haswell" || core == "Zen";
-}
-
-}  // namespace
-
-bool prefer_best_blas_kernels(char** argv) {
-  if (!cpu_has_avx512() || !runs_avx2_kernels()) return true;
-  if (std::getenv(kCoreVariable) != nullptr || std::getenv(kRestartGuard) != nullptr) return false;
-  if (setenv(kRestartGuard, "1", 1) != 0 || setenv(kCoreVariable, "SKYLAKEX", 1) != 0) return false;
-  execv("/proc/self/exe", argv);
-  unsetenv(kCoreVariable);  // no restart (for example no /proc): go on with what we have
-  return false;
-}
 
 std::string blas_description() {
   const std::string_view config =

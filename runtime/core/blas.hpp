@@ -6,14 +6,6 @@
 
 namespace tessera {
 
-// OpenBLAS releases older than the CPU take it for an older one: 0.3.21 runs AVX2 kernels on Zen 4 and Zen 5,
-// at half the speed of its own AVX-512 kernels. The choice is made while the library loads, from
-// OPENBLAS_CORETYPE, so the only way to correct it is to set that and start the program again. Does so at
-// most once, never when the user has set the variable; call first thing in main, before MPI. Returns true if
-// the kernels in use are already the best we know (so that there was nothing to do); false if they are not
-// and the restart was not possible.
-bool prefer_best_blas_kernels(char** argv);
-
 // "OpenBLAS 0.3.21 (SkylakeX kernels)": for `tessera info`.
 std::string blas_description();
 

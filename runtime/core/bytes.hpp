@@ -16,10 +16,8 @@ namespace tessera {
 class ByteWriter {
  public:
   template <typename T>
-    requires std::is_trivially_copyable_v<T>
-  void value(const T& value) {
-    append(&value, sizeof(T));
-  }
+  requires std::is_trivially_copyable_v<T>
+  void value(const T& value) { append(&value, sizeof(T)); }
   template <typename Container>
   void array(const Container& values) {
     value(static_cast<std::uint64_t>(values.size()));
@@ -42,7 +40,7 @@ class ByteReader {
   explicit ByteReader(std::span<const std::byte> bytes) : bytes_(bytes) {}
 
   template <typename T>
-    requires std::is_trivially_copyable_v<T>
+  requires std::is_trivially_copyable_v<T>
   void value(T& value) {
     TESSERA_CHECK(bytes_.size() >= sizeof(T));
     std::memcpy(&value, bytes_.data(), sizeof(T));

@@ -22,7 +22,7 @@ struct StreamView {
 
 struct GpuInfo {
   std::string name;
-  std::string pci;            // "0000:1b:00.0"
+  std::string pci;  // "0000:1b:00.0"
   std::size_t total_bytes = 0;
   std::size_t free_bytes = 0;
   int multiprocessors = 0;
@@ -31,10 +31,10 @@ struct GpuInfo {
 };
 
 struct CudaInfo {
-  bool built = false;        // this binary has the CUDA backend
-  std::string runtime;       // "13.0"; empty without the backend
-  std::string driver;        // "13.0"; empty where no driver answers
-  std::string problem;       // why there are no devices, in the driver's words; empty where there are
+  bool built = false;   // this binary has the CUDA backend
+  std::string runtime;  // "13.0"; empty without the backend
+  std::string driver;   // "13.0"; empty where no driver answers
+  std::string problem;  // why there are no devices, in the driver's words; empty where there are
   std::vector<GpuInfo> devices;
 };
 

@@ -6,7 +6,9 @@
 namespace tessera {
 namespace {
 
-std::string version_text(int version) { return fmt::format("{}.{}", version / 1000, version % 1000 / 10); }
+std::string version_text(int version) {
+  return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
+}
 
 GpuInfo query_device(int ordinal) {
   GpuInfo gpu;

@@ -10,9 +10,10 @@ namespace tessera {
 
 enum class DType : std::uint8_t { kF32, kBF16, kF16 };
 
-std::size_t size_of(DType dtype);      // bytes an element
+std::size_t size_of(DType dtype);       // bytes an element
 std::string_view name_of(DType dtype);  // "f32", "bf16", "f16": what options and traces say
-DType parse_dtype(std::string_view name);  // accepts f32|fp32|float32, bf16|bfloat16, f16|fp16|float16; UsageError
+DType parse_dtype(
+    std::string_view name);  // accepts f32|fp32|float32, bf16|bfloat16, f16|fp16|float16; UsageError
 
 struct BFloat16 {
   std::uint16_t bits;
@@ -21,7 +22,9 @@ struct Float16 {
   std::uint16_t bits;
 };
 
-inline float to_float(BFloat16 value) { return std::bit_cast<float>(std::uint32_t{value.bits} << 16); }
+inline float to_float(BFloat16 value) {
+  return std::bit_cast<float>(std::uint32_t{value.bits} << 16);
+}
 float to_float(Float16 value);
 BFloat16 to_bfloat16(float value);  // round to nearest even; NaN stays NaN
 Float16 to_float16(float value);    // round to nearest even; overflow to infinity; NaN stays NaN

@@ -9,13 +9,13 @@
 namespace tessera {
 
 struct LinearParams {
-  std::int64_t rows = 0;         // T
-  const float* x = nullptr;      // (T, in), rows x_stride floats apart
-  std::int64_t x_stride = 0;     // 0: in
-  MatrixView weight;             // (out, in), any alignment
-  const float* bias = nullptr;   // (out), or null
-  float* y = nullptr;            // (T, out), rows y_stride floats apart
-  std::int64_t y_stride = 0;     // 0: out
+  std::int64_t rows = 0;        // T
+  const float* x = nullptr;     // (T, in), rows x_stride floats apart
+  std::int64_t x_stride = 0;    // 0: in
+  MatrixView weight;            // (out, in), any alignment
+  const float* bias = nullptr;  // (out), or null
+  float* y = nullptr;           // (T, out), rows y_stride floats apart
+  std::int64_t y_stride = 0;    // 0: out
   StreamView stream;
 };
 // fp32 accumulation. Few rows stream the weights once (bandwidth-bound); many rows go through BLAS by tiles.

@@ -18,7 +18,9 @@ HWY_BEFORE_NAMESPACE();
 namespace tessera {
 namespace HWY_NAMESPACE {
 
-constexpr std::size_t size_of_type(DType type) { return type == DType::kF32 ? 4 : 2; }
+constexpr std::size_t size_of_type(DType type) {
+  return type == DType::kF32 ? 4 : 2;
+}
 
 template <DType kType>
 HWY_INLINE float dot_tail(const std::byte* weights, const float* x, std::size_t begin, std::size_t end) {
@@ -77,10 +79,14 @@ HWY_INLINE void dot_rows(const LinearParams& p, std::int64_t row) {
   std::int64_t token = 0;
   for (; token + 4 <= p.rows; token += 4) dot_tile<kType, 4>(p, row, token, token == 0);
   switch (p.rows - token) {
-    case 3: return dot_tile<kType, 3>(p, row, token, token == 0);
-    case 2: return dot_tile<kType, 2>(p, row, token, token == 0);
-    case 1: return dot_tile<kType, 1>(p, row, token, token == 0);
-    default: return;
+    case 3:
+      return dot_tile<kType, 3>(p, row, token, token == 0);
+    case 2:
+      return dot_tile<kType, 2>(p, row, token, token == 0);
+    case 1:
+      return dot_tile<kType, 1>(p, row, token, token == 0);
+    default:
+      return;
   }
 }
 
@@ -132,11 +138,13 @@ namespace {
 
 HWY_EXPORT(skinny_product);
 
-constexpr std::int64_t kSkinnyRows = 16;       // up to here a pass over the weights is bound by memory
-constexpr std::int64_t kSkinnyBlock = 32;      // weight rows a task
-constexpr std::int64_t kTileRows = 512;        // of x and y
-constexpr std::int64_t kTileColumns = 256;     // of y: rows of the weight
-constexpr std::int64_t kTileInner = 1024;      // 256 · 1024 floats: a converted tile is 1 MiB
+constexpr std::int64_t kSkinnyRows = 16;   // up to here a pass over the weights is bound by memory
+constexpr std::int64_t kSkinnyBlock = 32;  // weight rows a task
+constexpr std::int64_t kTileRows = 1024;   // of x and y, at most
+constexpr std::int64_t kTileColumns =
+    512;  // of y (rows of the weight), at most: BLAS packs x again for each tile
+constexpr std::int64_t kTileInner = 1024;      // 512 · 1024 floats: a converted tile is at most 2 MiB
+constexpr std::int64_t kEnoughTasks = 8;       // small problems are cut smaller, to feed several threads
 constexpr std::int64_t kSerialWork = 1 << 15;  // multiply-adds below which threads cost more than they give
 
 void linear_few_rows(const LinearParams& p) {
@@ -160,44 +168,92 @@ void fill_bias(const LinearParams& p, std::int64_t row, std::int64_t rows, std::
   }
 }
 
-// Tiles are fixed by the problem, so the result does not depend on the number of threads. A tile of the
-// weight is converted by the thread that needs it, which keeps it while the next task has the same one (tasks
-// of one tile are neighbours).
+struct Tiling {
+  std::int64_t row_tiles = 1;
+  std::int64_t column_tiles = 1;
+  std::int64_t rows = 0;     // of a tile
+  std::int64_t columns = 0;  // of a tile
+};
+
+// Even tiles, a function of the shape alone: the result must not depend on the number of threads. BLAS is at
+// its best on large tiles, so that they shrink only while there are few.
+Tiling choose_tiling(std::int64_t rows, std::int64_t columns) {
+  Tiling t;
+  t.row_tiles = ceil_div(rows, kTileRows);
+  t.column_tiles = ceil_div(columns, kTileColumns);
+  const auto split_while = [&](std::int64_t& tiles, std::int64_t size, std::int64_t smallest) {
+    while (t.row_tiles * t.column_tiles < kEnoughTasks && ceil_div(size, 2 * tiles) >= smallest) tiles *= 2;
+  };
+  split_while(t.column_tiles, columns, 192);
+  split_while(t.row_tiles, rows, 256);
+  split_while(t.column_tiles, columns, 96);
+  t.rows = ceil_div(rows, t.row_tiles);
+  t.columns = ceil_div(ceil_div(columns, t.column_tiles), 16) * 16;
+  t.column_tiles = ceil_div(columns, t.columns);
+  return t;
+}
+
+// One part of a weight as floats, in scratch of the thread.
+class WeightTile {
+ public:
+  explicit WeightTile(const MatrixView& weight) : weight_(weight), direct_(usable_as_floats(weight)) {}
+
+  // Rows first … first + rows − 1, columns k … k + inner − 1. Kept until another part is asked for:
+  // neighbouring tasks share the weight.
+  void point(BlasProduct& product, std::int64_t first, std::int64_t k) {
+    if (direct_) {
+      product.weight = reinterpret_cast<const float*>(weight_.data) + first * weight_.columns + k;
+      product.weight_stride = weight_.columns;
+      return;
+    }
+    if (first != first_ || k != k_) convert(product.columns, product.inner, first, k);
+    product.weight = floats_.data();
+    product.weight_stride = product.inner;
+  }
+
+ private:
+  void convert(std::int64_t rows, std::int64_t inner, std::int64_t first, std::int64_t k) {
+    floats_.resize(static_cast<std::size_t>(std::max<std::int64_t>(rows * inner, floats_.size())));
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const std::int64_t element = (first + row) * weight_.columns + k;
+      convert_to_float(weight_.data + element * static_cast<std::int64_t>(size_of(weight_.dtype)),
+                       weight_.dtype, floats_.data() + row * inner, static_cast<std::size_t>(inner));
+    }
+    first_ = first;
+    k_ = k;
+  }
+
+  const MatrixView& weight_;
+  bool direct_;
+  std::vector<float> floats_;
+  std::int64_t first_ = -1;
+  std::int64_t k_ = -1;
+};
+
 void linear_many_rows(const LinearParams& p) {
   const std::int64_t inner = p.weight.columns;
-  const std::int64_t row_tiles = ceil_div(p.rows, kTileRows);
-  const std::int64_t column_tiles = ceil_div(p.weight.rows, kTileColumns);
-  const bool direct = usable_as_floats(p.weight);
+  const std::int64_t inner_step = ceil_div(inner, ceil_div(inner, kTileInner));
+  const Tiling tiling = choose_tiling(p.rows, p.weight.rows);
 #pragma omp parallel
   {
-    std::vector<float> converted;
+    WeightTile tile(p.weight);
 #pragma omp for schedule(dynamic, 1)
-    for (std::int64_t task = 0; task < row_tiles * column_tiles; ++task) {
-      const std::int64_t column = task / row_tiles * kTileColumns;
-      const std::int64_t row = task % row_tiles * kTileRows;
+    for (std::int64_t task = 0; task < tiling.row_tiles * tiling.column_tiles; ++task) {
+      const std::int64_t column = task / tiling.row_tiles * tiling.columns;
+      const std::int64_t row = task % tiling.row_tiles * tiling.rows;
       BlasProduct product;
-      product.rows = std::min(kTileRows, p.rows - row);
-      product.columns = std::min(kTileColumns, p.weight.rows - column);
+      product.rows = std::min(tiling.rows, p.rows - row);
+      product.columns = std::min(tiling.columns, p.weight.rows - column);
+      if (product.rows <= 0) continue;
       product.x_stride = p.x_stride;
       product.y = p.y + row * p.y_stride + column;
       product.y_stride = p.y_stride;
       if (p.bias != nullptr) fill_bias(p, row, product.rows, column, product.columns);
       product.accumulate = p.bias != nullptr;
-      for (std::int64_t k = 0; k < inner; k += kTileInner) {
-        product.inner = std::min(kTileInner, inner - k);
+      for (std::int64_t k = 0; k < inner; k += inner_step) {
+        product.inner = std::min(inner_step, inner - k);
         product.x = p.x + row * p.x_stride + k;
-        if (direct) {
-          product.weight = reinterpret_cast<const float*>(p.weight.data) + column * inner + k;
-          product.weight_stride = inner;
-        } else {
-          converted.resize(kTileColumns * kTileInner);
-          for (std::int64_t j = 0; j < product.columns; ++j) {
-            convert_to_float(p.weight.data + ((column + j) * inner + k) * size_of(p.weight.dtype),
-                             p.weight.dtype, converted.data() + j * product.inner, product.inner);
-          }
-          product.weight = converted.data();
-          product.weight_stride = product.inner;
-        }
+        tile.point(product, column, k);
         multiply_in_this_thread(product);
         product.accumulate = true;
       }

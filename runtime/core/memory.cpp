@@ -37,16 +37,21 @@ Buffer::Buffer(std::size_t bytes, MemoryKind kind, MemoryMeter& meter) : bytes_(
   if (bytes == 0) return;
   const std::size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   if (rounded < bytes || !(data_ = static_cast<std::byte*>(std::aligned_alloc(kAlignment, rounded)))) {
-    throw ResourceError("memory: {} bytes for {} cannot be had; use more ranks, a shorter --length or a smaller --batch",
-                        bytes, name_of(kind));
+    throw ResourceError(
+        "memory: {} bytes for {} cannot be had; use more ranks, a shorter --length or a smaller --batch",
+        bytes, name_of(kind));
   }
   meter_ = &meter;
   meter_->add(kind_, static_cast<std::int64_t>(bytes_));
 }
 
-Buffer::~Buffer() { release(); }
+Buffer::~Buffer() {
+  release();
+}
 
-Buffer::Buffer(Buffer&& other) noexcept { *this = std::move(other); }
+Buffer::Buffer(Buffer&& other) noexcept {
+  *this = std::move(other);
+}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   if (this == &other) return *this;

@@ -1,5 +1,5 @@
-// Tensor operations of a transformer, fp32 on the CPU. Rows are independent; every array is contiguous unless a
-// stride is given.
+// Tensor operations of a transformer, fp32 on the CPU. Rows are independent; every array is contiguous unless
+// a stride is given.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +19,8 @@ struct RmsNormParams {
   const float* weight = nullptr;  // (columns)
   float weight_offset = 0;
   float eps = 0;
-  float* y = nullptr;             // (rows, columns), rows y_stride apart; may be x
-  std::int64_t y_stride = 0;      // 0: columns
+  float* y = nullptr;         // (rows, columns), rows y_stride apart; may be x
+  std::int64_t y_stride = 0;  // 0: columns
   StreamView stream;
 };
 void rms_norm(const RmsNormParams& p);
@@ -29,7 +29,7 @@ void rms_norm(const RmsNormParams& p);
 //   y[i] = x[i]·cos[p,i] − x[i+D/2]·sin[p,i],  y[i+D/2] = x[i+D/2]·cos[p,i] + x[i]·sin[p,i].
 // In place. cos and sin come from a table over positions, computed by rope_table.
 struct RopeParams {
-  std::int64_t tokens = 0;                  // T
+  std::int64_t tokens = 0;  // T
   int heads = 0;
   int head_dim = 0;                         // D
   float* x = nullptr;                       // (T, heads, D), tokens row_stride floats apart
@@ -57,14 +57,15 @@ void gated_activation(const GatedActivationParams& p);
 // y += x over count floats.
 void add_in_place(float* y, const float* x, std::int64_t count, StreamView stream);
 
-// Rows of an embedding table: out[t] = table[tokens[t] − first_row] · scale, or 0 where the row is not in this slice.
+// Rows of an embedding table: out[t] = table[tokens[t] − first_row] · scale, or 0 where the row is not in
+// this slice.
 struct EmbedParams {
-  std::int64_t tokens_count = 0;           // T
-  const std::int32_t* tokens = nullptr;    // (T)
-  MatrixView table;                        // (rows of this slice, E)
+  std::int64_t tokens_count = 0;         // T
+  const std::int32_t* tokens = nullptr;  // (T)
+  MatrixView table;                      // (rows of this slice, E)
   std::int64_t first_row = 0;
   float scale = 1;
-  float* out = nullptr;                    // (T, E)
+  float* out = nullptr;  // (T, E)
   StreamView stream;
 };
 void embed_rows(const EmbedParams& p);

@@ -17,7 +17,8 @@ constexpr std::uint64_t mix_bits(std::uint64_t value) {
 }
 
 constexpr std::uint64_t hash_counter(std::uint64_t seed, std::uint64_t stream, std::uint64_t counter) {
-  const std::uint64_t key = mix_bits(seed + 0x9e3779b97f4a7c15ULL) ^ mix_bits(stream * 0xd1342543de82ef95ULL + 1);
+  const std::uint64_t key =
+      mix_bits(seed + 0x9e3779b97f4a7c15ULL) ^ mix_bits(stream * 0xd1342543de82ef95ULL + 1);
   return mix_bits(key + (counter + 1) * 0x9e3779b97f4a7c15ULL);
 }
 

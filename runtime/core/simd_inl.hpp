@@ -99,7 +99,8 @@ HWY_INLINE void store_block_sum(D d, hn::Vec<D> v, float* out) {
   }
 }
 
-// out[i] = the sum of the lanes of v[i], i < 4: two shuffles and an addition a vector instead of a reduction each.
+// out[i] = the sum of the lanes of v[i], i < 4: two shuffles and an addition a vector instead of a reduction
+// each.
 HWY_INLINE void sum_four(const FloatVec (&v)[4], float* out) {
   const Floats d;
   const hn::RepartitionToWide<Floats> wide;

@@ -1,6 +1,6 @@
-// Which instruction sets the CPU kernels are compiled for; include before anything of Highway. Left out: targets
-// that add nothing to fp32 arithmetic over their neighbour (each costs one more compilation of every kernel), and
-// targets whose vectors have no size at compile time, since the kernels keep arrays of vectors.
+// Which instruction sets the CPU kernels are compiled for; include before anything of Highway. Left out:
+// targets that add nothing to fp32 arithmetic over their neighbour (each costs one more compilation of every
+// kernel), and targets whose vectors have no size at compile time, since the kernels keep arrays of vectors.
 #pragma once
 
 // clang-format off

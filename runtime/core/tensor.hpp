@@ -17,9 +17,9 @@
 
 namespace tessera {
 
-inline constexpr int kBlockTokens = 64;      // B
-inline constexpr int kPageTokens = 16;       // P
-inline constexpr int kQueryBlockRows = 64;   // M
+inline constexpr int kBlockTokens = 64;       // B
+inline constexpr int kPageTokens = 16;        // P
+inline constexpr int kQueryBlockRows = 64;    // M
 inline constexpr int kPartitionTokens = 128;  // sequence parallel shards tokens in multiples of this
 
 constexpr std::int64_t ceil_div(std::int64_t value, std::int64_t divisor) {

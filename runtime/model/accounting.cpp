@@ -16,14 +16,16 @@ std::uint64_t executed_pairs(const SequencePartition& partition, std::int64_t wi
       const std::size_t last = std::min(rows.size(), first + kQueryBlockRows) - 1;
       const std::int64_t oldest = window > 0 ? std::max<std::int64_t>(0, rows[first] - window + 1) : 0;
       const std::int64_t blocks = rows[last] / kBlockTokens - oldest / kBlockTokens + 1;
-      pairs += static_cast<std::uint64_t>((last - first + 1) * static_cast<std::size_t>(blocks) * kBlockTokens);
+      pairs +=
+          static_cast<std::uint64_t>((last - first + 1) * static_cast<std::size_t>(blocks) * kBlockTokens);
     }
   }
   return pairs;
 }
 
-// The study's formula (FACTS.md, "Cost model"), dense (ρ = 1), batch 1: kept as printed so that figures compare, though
-// its attention term counts L² pairs and not the causal half. The study counts decoding in bytes, not operations.
+// The study's formula (FACTS.md, "Cost model"), dense (ρ = 1), batch 1: kept as printed so that figures
+// compare, though its attention term counts L² pairs and not the causal half. The study counts decoding in
+// bytes, not operations.
 double paper_prefill_flops(const ModelConfig& c, double tokens) {
   const double n = static_cast<double>(c.layers), d = static_cast<double>(c.hidden);
   const double h = static_cast<double>(c.heads), head = static_cast<double>(c.head_dim);
@@ -32,7 +34,8 @@ double paper_prefill_flops(const ModelConfig& c, double tokens) {
   const double embed = 2 * tokens * d;
   const double logits = 2 * tokens * d * vocab;
   const double mlps = 2 * n * tokens * mlp * (3 * d + 1);
-  const double attention = n * (2 * tokens * d * (2 * d + 2 * head * kv) + h * tokens * tokens * (4 * head + 3));
+  const double attention =
+      n * (2 * tokens * d * (2 * d + 2 * head * kv) + h * tokens * tokens * (4 * head + 3));
   return embed + attention + mlps + logits;
 }
 
@@ -66,7 +69,8 @@ SampleCost dense_cost(const CostInput& in) {
     cost.kv_read.insert(cost.kv_read.end(), heads, read);
     cost.kv_dense.insert(cost.kv_dense.end(), heads, read);
     const std::int64_t kept = window > 0 ? std::min(in.prompt_tokens, window) : in.prompt_tokens;
-    cost.kv_kept.insert(cost.kv_kept.end(), static_cast<std::size_t>(c.kv_heads), static_cast<std::uint64_t>(kept));
+    cost.kv_kept.insert(cost.kv_kept.end(), static_cast<std::size_t>(c.kv_heads),
+                        static_cast<std::uint64_t>(kept));
     pairs += static_cast<double>(visible);
     decode_tokens += static_cast<double>(read);
   }
@@ -82,7 +86,8 @@ SampleCost dense_cost(const CostInput& in) {
   const auto whole = [](double value) { return static_cast<std::uint64_t>(value); };
   const double weight_bytes = static_cast<double>(in.weight_bytes);
   cost.bytes_weights = {whole(weight_bytes), whole(in.weight_passes * weight_bytes)};
-  cost.bytes_kv = {whole(prompt * kv_bytes_a_token * static_cast<double>(c.layers)), whole(decode_tokens * kv_bytes_a_token)};
+  cost.bytes_kv = {whole(prompt * kv_bytes_a_token * static_cast<double>(c.layers)),
+                   whole(decode_tokens * kv_bytes_a_token)};
   cost.bytes_estimator = {0, 0};
   cost.flops_attention = {whole(4 * dim * heads * pairs), whole(4 * dim * heads * decode_tokens)};
   cost.flops_estimate = {0, 0};

@@ -1,5 +1,5 @@
-// What a sample cost, counted from the definitions: pairs, tokens read, bytes and floating-point operations. Integer
-// numerators and denominators, so that any ratio can be derived again offline.
+// What a sample cost, counted from the definitions: pairs, tokens read, bytes and floating-point operations.
+// Integer numerators and denominators, so that any ratio can be derived again offline.
 #pragma once
 
 #include <cstdint>
@@ -32,8 +32,8 @@ struct CostInput {
   int sp = 1;
   std::int64_t prompt_tokens = 0;
   std::span<const std::int64_t> decode_positions;  // of each decode step
-  double weight_passes = 0;                        // decode steps, each divided by the sequences that shared it
-  std::int64_t weight_bytes = 0;                   // of the whole model
+  double weight_passes = 0;       // decode steps, each divided by the sequences that shared it
+  std::int64_t weight_bytes = 0;  // of the whole model
   std::int64_t kv_element_bytes = 4;
 };
 

@@ -38,10 +38,10 @@ struct Completion {
   std::string finish_reason;         // "stop" or "length"
   double started_epoch = 0;          // seconds since 1970
   double prefill_s = 0;
-  double first_token_s = 0;          // from admission to the first token
-  double per_token_s = 0;            // mean over later tokens, waits for prefills of others included; NaN for one token
+  double first_token_s = 0;  // from admission to the first token
+  double per_token_s = 0;  // mean over later tokens, waits for prefills of others included; NaN for one token
   std::vector<std::int64_t> decode_positions;  // of every decode step this request took part in
-  double weight_passes = 0;          // Σ over its decode steps of 1 / sequences in the step
+  double weight_passes = 0;                    // Σ over its decode steps of 1 / sequences in the step
   std::vector<RankReport> ranks;
 };
 

@@ -40,7 +40,8 @@ struct Engine::Command {
   std::int64_t max_output = 0;
 };
 
-Engine::Engine(Transformer& transformer, KvCache& cache, Grid& grid, const MemoryMeter& meter, EngineOptions options)
+Engine::Engine(Transformer& transformer, KvCache& cache, Grid& grid, const MemoryMeter& meter,
+               EngineOptions options)
     : transformer_(transformer), cache_(cache), grid_(grid), meter_(meter), options_(std::move(options)) {}
 
 Engine::~Engine() {
@@ -52,10 +53,16 @@ bool Engine::run(RequestSource* source) {
   for (;;) {
     const Command command = agree(source);
     switch (command.kind) {
-      case Command::kStop: return false;
-      case Command::kDry: return true;
-      case Command::kAdmit: admit(command, source); break;
-      case Command::kStep: step(source); break;
+      case Command::kStop:
+        return false;
+      case Command::kDry:
+        return true;
+      case Command::kAdmit:
+        admit(command, source);
+        break;
+      case Command::kStep:
+        step(source);
+        break;
     }
   }
 }
@@ -152,7 +159,8 @@ void Engine::accept_token(Active& active, std::int32_t token) {
     return;
   }
   completion.output.push_back(token);
-  if (static_cast<std::int64_t>(completion.output.size()) == active.max_output) completion.finish_reason = "length";
+  if (static_cast<std::int64_t>(completion.output.size()) == active.max_output)
+    completion.finish_reason = "length";
 }
 
 void Engine::complete_finished(RequestSource* source) {
@@ -163,7 +171,8 @@ void Engine::complete_finished(RequestSource* source) {
       continue;
     }
     const std::size_t steps = active.completion.decode_positions.size();
-    active.completion.per_token_s = steps > 0 ? seconds_since(active.first_token_at) / static_cast<double>(steps) : NAN;
+    active.completion.per_token_s =
+        steps > 0 ? seconds_since(active.first_token_at) / static_cast<double>(steps) : NAN;
     ByteWriter writer;
     pack_report(writer, report(active));
     const auto reports = grid_.group->gather(writer.take(), 0);
@@ -195,7 +204,7 @@ RankReport Engine::report(const Active& active) const {
 std::int64_t kv_slots_needed(const ModelConfig& config, const HeadShare& share, const GridShape& shape,
                              std::int64_t prompt_tokens, std::int64_t max_tokens, int batch) {
   const SequencePartition partition(prompt_tokens, shape.sp);
-  std::int64_t most = 0;
+  std::int64_t most = 0;  // blocks of a layer on the fullest rank
   for (int rank = 0; rank < shape.sp; ++rank) {
     std::int64_t blocks = 0;
     for (std::int64_t block = 0; block < ceil_div(max_tokens, kBlockTokens); ++block) {
@@ -206,7 +215,14 @@ std::int64_t kv_slots_needed(const ModelConfig& config, const HeadShare& share, 
   // A shorter prompt cuts its chunks elsewhere: one chunk granule more on any rank.
   if (shape.sp > 1) most += 2 * kPartitionTokens / kBlockTokens;
   const std::int64_t guests = shape.sp > 1 ? ceil_div(prompt_tokens, kBlockTokens) * share.kv_heads : 0;
-  return batch * most * share.kv_heads * config.layers + guests;
+  // A window layer gives back what lies before the window, once a prompt has passed through it.
+  std::int64_t kept = 0, passing = 0;
+  for (const std::int64_t window : config.layer_window) {
+    const std::int64_t blocks = window > 0 ? std::min(most, ceil_div(window, kBlockTokens) + 1) : most;
+    kept += blocks;
+    passing = std::max(passing, most - blocks);
+  }
+  return (batch * kept + passing) * share.kv_heads + guests;
 }
 
 }  // namespace tessera

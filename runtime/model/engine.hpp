@@ -1,6 +1,6 @@
-// The generation engine: greedy decoding of many requests on one replica (the tp·sp ranks of a group), which step
-// together. The leader (tp 0, sp 0) owns the source of requests; a finished sequence is replaced at once, prefills go
-// one at a time between decode steps.
+// The generation engine: greedy decoding of many requests on one replica (the tp·sp ranks of a group), which
+// step together. The leader (tp 0, sp 0) owns the source of requests; a finished sequence is replaced at
+// once, prefills go one at a time between decode steps.
 #pragma once
 
 #include <cstdint>
@@ -31,11 +31,12 @@ struct EngineOptions {
 
 class Engine {
  public:
-  Engine(Transformer& transformer, KvCache& cache, Grid& grid, const MemoryMeter& meter, EngineOptions options);
+  Engine(Transformer& transformer, KvCache& cache, Grid& grid, const MemoryMeter& meter,
+         EngineOptions options);
   ~Engine();
 
-  // Until the source is dry or asks to stop; true when it ran dry. `source` is read on the leader and may be null
-  // elsewhere. Collective over the group.
+  // Until the source is dry or asks to stop; true when it ran dry. `source` is read on the leader and may be
+  // null elsewhere. Collective over the group.
   bool run(RequestSource* source);
 
  private:
@@ -59,7 +60,8 @@ class Engine {
   bool dry_ = false;
 };
 
-// KV slots that a rank needs for `batch` sequences of at most max_tokens, whose prompts have at most `prompt` tokens.
+// KV slots that a rank needs for `batch` sequences of at most max_tokens, whose prompts have at most `prompt`
+// tokens.
 std::int64_t kv_slots_needed(const ModelConfig& config, const HeadShare& share, const GridShape& shape,
                              std::int64_t prompt_tokens, std::int64_t max_tokens, int batch);
 

@@ -41,8 +41,8 @@ void draw_random(const TensorSpec& spec, const ModelConfig& config, std::uint64_
         const float unit = static_cast<float>(bits) * 0x1.0p-23f - 1.0f;  // [−1, 1), 24 bits: exact in fp32
         row[c] = d.center + d.half_width * unit;
       }
-      convert_from_float(row.data(), dtype, target + static_cast<std::size_t>(r * slice.columns()) * size_of(dtype),
-                         row.size());
+      convert_from_float(row.data(), dtype,
+                         target + static_cast<std::size_t>(r * slice.columns()) * size_of(dtype), row.size());
     }
   }
 }

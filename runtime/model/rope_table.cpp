@@ -4,7 +4,8 @@
 
 namespace tessera {
 
-RopeTable make_rope_table(const RopeConfig& rope, std::int64_t head_dim, std::int64_t positions, MemoryMeter& meter) {
+RopeTable make_rope_table(const RopeConfig& rope, std::int64_t head_dim, std::int64_t positions,
+                          MemoryMeter& meter) {
   const RopeFrequencies frequencies = rope_frequencies(rope, head_dim);
   RopeTable table;
   table.positions = positions;

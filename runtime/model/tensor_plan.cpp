@@ -5,7 +5,8 @@
 namespace tessera {
 namespace {
 
-TensorSpec matrix(TensorRole role, int layer, std::string name, std::int64_t rows, std::int64_t columns, Split split) {
+TensorSpec matrix(TensorRole role, int layer, std::string name, std::int64_t rows, std::int64_t columns,
+                  Split split) {
   return {role, layer, std::move(name), rows, columns, false, split};
 }
 
@@ -20,10 +21,14 @@ void declare_layer(const ModelConfig& c, int layer, std::vector<TensorSpec>& out
   const std::int64_t q_rows = c.heads * c.head_dim;
   const std::int64_t kv_rows = c.kv_heads * c.head_dim;
 
-  out.push_back(vector(TensorRole::kInputNorm, layer, base + "input_layernorm.weight", c.hidden, Split::kWhole));
-  out.push_back(matrix(TensorRole::kQ, layer, attention + "q_proj.weight", q_rows, c.hidden, Split::kHeadRows));
-  out.push_back(matrix(TensorRole::kK, layer, attention + "k_proj.weight", kv_rows, c.hidden, Split::kKvRows));
-  out.push_back(matrix(TensorRole::kV, layer, attention + "v_proj.weight", kv_rows, c.hidden, Split::kKvRows));
+  out.push_back(
+      vector(TensorRole::kInputNorm, layer, base + "input_layernorm.weight", c.hidden, Split::kWhole));
+  out.push_back(
+      matrix(TensorRole::kQ, layer, attention + "q_proj.weight", q_rows, c.hidden, Split::kHeadRows));
+  out.push_back(
+      matrix(TensorRole::kK, layer, attention + "k_proj.weight", kv_rows, c.hidden, Split::kKvRows));
+  out.push_back(
+      matrix(TensorRole::kV, layer, attention + "v_proj.weight", kv_rows, c.hidden, Split::kKvRows));
   if (c.qkv_bias) {
     out.push_back(vector(TensorRole::kQBias, layer, attention + "q_proj.bias", q_rows, Split::kHeadRows));
     out.push_back(vector(TensorRole::kKBias, layer, attention + "k_proj.bias", kv_rows, Split::kKvRows));
@@ -33,15 +38,16 @@ void declare_layer(const ModelConfig& c, int layer, std::vector<TensorSpec>& out
     out.push_back(vector(TensorRole::kQNorm, layer, attention + "q_norm.weight", c.head_dim, Split::kWhole));
     out.push_back(vector(TensorRole::kKNorm, layer, attention + "k_norm.weight", c.head_dim, Split::kWhole));
   }
-  out.push_back(matrix(TensorRole::kO, layer, attention + "o_proj.weight", c.hidden, q_rows, Split::kColumns));
+  out.push_back(
+      matrix(TensorRole::kO, layer, attention + "o_proj.weight", c.hidden, q_rows, Split::kColumns));
   // Llama and Qwen call the norm before the MLP post_attention_layernorm; Gemma has one on each side of it.
   if (c.post_norms) {
-    out.push_back(vector(TensorRole::kPostAttentionNorm, layer, base + "post_attention_layernorm.weight", c.hidden,
-                         Split::kWhole));
+    out.push_back(vector(TensorRole::kPostAttentionNorm, layer, base + "post_attention_layernorm.weight",
+                         c.hidden, Split::kWhole));
     out.push_back(vector(TensorRole::kPreMlpNorm, layer, base + "pre_feedforward_layernorm.weight", c.hidden,
                          Split::kWhole));
-    out.push_back(vector(TensorRole::kPostMlpNorm, layer, base + "post_feedforward_layernorm.weight", c.hidden,
-                         Split::kWhole));
+    out.push_back(vector(TensorRole::kPostMlpNorm, layer, base + "post_feedforward_layernorm.weight",
+                         c.hidden, Split::kWhole));
   } else {
     out.push_back(vector(TensorRole::kPreMlpNorm, layer, base + "post_attention_layernorm.weight", c.hidden,
                          Split::kWhole));
@@ -60,19 +66,21 @@ std::vector<TensorSpec> declare_tensors(const ModelConfig& config) {
   for (int layer = 0; layer < config.layers; ++layer) declare_layer(config, layer, specs);
   specs.push_back(vector(TensorRole::kFinalNorm, -1, "norm.weight", config.hidden, Split::kWhole));
   if (!config.tied_embeddings) {
-    specs.push_back(matrix(TensorRole::kLmHead, -1, "lm_head.weight", config.vocab, config.hidden, Split::kVocabRows));
+    specs.push_back(
+        matrix(TensorRole::kLmHead, -1, "lm_head.weight", config.vocab, config.hidden, Split::kVocabRows));
   }
   return specs;
 }
 
 void check_tensor_parallel(const ModelConfig& c, int tp_size) {
   if (c.heads % tp_size != 0) {
-    throw UsageError("--tp {} does not divide the model's {} query heads; choose a divisor of {}", tp_size, c.heads,
-                     c.heads);
+    throw UsageError("--tp {} does not divide the model's {} query heads; choose a divisor of {}", tp_size,
+                     c.heads, c.heads);
   }
   if (c.kv_heads % tp_size != 0 && tp_size % c.kv_heads != 0) {
-    throw UsageError("--tp {} neither divides the model's {} KV heads nor is a multiple of them; choose another tp",
-                     tp_size, c.kv_heads);
+    throw UsageError(
+        "--tp {} neither divides the model's {} KV heads nor is a multiple of them; choose another tp",
+        tp_size, c.kv_heads);
   }
   if (c.mlp % tp_size != 0) {
     throw UsageError("--tp {} does not divide the model's MLP size {}; choose a divisor", tp_size, c.mlp);
@@ -94,7 +102,9 @@ HeadShare head_share(const ModelConfig& c, int tp_rank, int tp_size) {
   return share;
 }
 
-std::int64_t vocab_begin(std::int64_t vocab, int tp_rank, int tp_size) { return vocab * tp_rank / tp_size; }
+std::int64_t vocab_begin(std::int64_t vocab, int tp_rank, int tp_size) {
+  return vocab * tp_rank / tp_size;
+}
 
 Slice slice_of(const TensorSpec& spec, const ModelConfig& c, int tp_rank, int tp_size) {
   const HeadShare share = head_share(c, tp_rank, tp_size);

@@ -1,5 +1,5 @@
-// Every tensor of a model, declared once: its name, its shape and how tensor parallelism splits it. Loading, random
-// weights, memory planning and validation all read this list.
+// Every tensor of a model, declared once: its name, its shape and how tensor parallelism splits it. Loading,
+// random weights, memory planning and validation all read this list.
 #pragma once
 
 #include <cstdint>
@@ -20,16 +20,32 @@ enum class Split : std::uint8_t {
 };
 
 enum class TensorRole : std::uint8_t {
-  kEmbedding, kFinalNorm, kLmHead,
-  kInputNorm, kPostAttentionNorm, kPreMlpNorm, kPostMlpNorm,
-  kQ, kK, kV, kO, kQBias, kKBias, kVBias, kQNorm, kKNorm, kGate, kUp, kDown,
+  kEmbedding,
+  kFinalNorm,
+  kLmHead,
+  kInputNorm,
+  kPostAttentionNorm,
+  kPreMlpNorm,
+  kPostMlpNorm,
+  kQ,
+  kK,
+  kV,
+  kO,
+  kQBias,
+  kKBias,
+  kVBias,
+  kQNorm,
+  kKNorm,
+  kGate,
+  kUp,
+  kDown,
 };
 
 struct TensorSpec {
   TensorRole role;
-  int layer;            // −1 outside the layers
-  std::string name;     // without the checkpoint's prefix: "layers.3.self_attn.q_proj.weight"
-  std::int64_t rows;    // vectors have one row
+  int layer;          // −1 outside the layers
+  std::string name;   // without the checkpoint's prefix: "layers.3.self_attn.q_proj.weight"
+  std::int64_t rows;  // vectors have one row
   std::int64_t columns;
   bool is_vector;
   Split split;
@@ -49,9 +65,9 @@ Slice slice_of(const TensorSpec& spec, const ModelConfig& config, int tp_rank, i
 
 // Heads of one tp rank. UsageError when tp does not divide what it splits, with both values.
 struct HeadShare {
-  std::int64_t heads = 0;          // H
+  std::int64_t heads = 0;  // H
   std::int64_t first_head = 0;
-  std::int64_t kv_heads = 0;       // K
+  std::int64_t kv_heads = 0;  // K
   std::int64_t first_kv_head = 0;
 };
 HeadShare head_share(const ModelConfig& config, int tp_rank, int tp_size);

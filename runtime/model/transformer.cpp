@@ -13,7 +13,8 @@
 namespace tessera {
 namespace {
 
-// Projections and MLP go by chunks of this many tokens, so that their workspace does not grow with the prompt.
+// Projections and MLP go by chunks of this many tokens, so that their workspace does not grow with the
+// prompt.
 constexpr std::int64_t kChunkTokens = 1024;
 
 void apply_linear(std::int64_t rows, const float* x, const MatrixView& weight, const std::vector<float>& bias,
@@ -40,7 +41,8 @@ void apply_norm(std::int64_t rows, std::int64_t columns, const float* x, const s
   rms_norm(p);
 }
 
-void rotate(const RopeTable& table, std::int64_t tokens, std::int64_t heads, const std::int32_t* positions, float* x) {
+void rotate(const RopeTable& table, std::int64_t tokens, std::int64_t heads, const std::int32_t* positions,
+            float* x) {
   RopeParams p;
   p.tokens = tokens;
   p.heads = static_cast<int>(heads);
@@ -66,8 +68,8 @@ struct Transformer::StepTimer {
   HostClock::time_point start = HostClock::now();
 };
 
-Transformer::Transformer(const ModelConfig& config, const RopeConfig& rope, const Weights& weights, Grid& grid,
-                         KvCache& cache, std::int64_t max_tokens, MemoryMeter& meter)
+Transformer::Transformer(const ModelConfig& config, const RopeConfig& rope, const Weights& weights,
+                         Grid& grid, KvCache& cache, std::int64_t max_tokens, MemoryMeter& meter)
     : config_(config),
       weights_(weights),
       grid_(grid),
@@ -176,8 +178,9 @@ void Transformer::finish_layer(Phase phase, int layer, std::int64_t first, std::
   }
 }
 
-void Transformer::prefill(int sequence, const SequencePartition& partition, std::span<const std::int32_t> tokens,
-                          std::span<const std::int64_t> logit_positions, std::vector<float>& logits) {
+void Transformer::prefill(int sequence, const SequencePartition& partition,
+                          std::span<const std::int32_t> tokens, std::span<const std::int64_t> logit_positions,
+                          std::vector<float>& logits) {
   const std::vector<std::int32_t> positions = partition.positions_of(grid_.place.sp);
   const std::int64_t local = static_cast<std::int64_t>(positions.size());
   std::vector<std::int32_t> local_tokens(positions.size());
@@ -195,7 +198,8 @@ void Transformer::prefill(int sequence, const SequencePartition& partition, std:
   for (int layer = 0; layer < config_.layers; ++layer) {
     for (std::int64_t first = 0; first < local; first += kChunkTokens) {
       const std::int64_t rows = std::min(kChunkTokens, local - first);
-      project_qkv(Phase::kPrefill, layer, first, rows, positions.data() + first, queries + first * q_width, k, v);
+      project_qkv(Phase::kPrefill, layer, first, rows, positions.data() + first, queries + first * q_width, k,
+                  v);
       StepTimer timer(*this, Phase::kPrefill, layer, Operation::kQkv);
       cache_.append({sequence, layer, rows, positions.data() + first, k, v, kv_width});
     }
@@ -315,7 +319,8 @@ void Transformer::decode(std::span<const DecodeRow> rows, std::vector<float>& lo
   compute_logits(Phase::kDecode, count, logits);
 }
 
-// Appends the new keys and values where their block lies, attends to what this rank holds, and merges over sp.
+// Appends the new keys and values where their block lies, attends to what this rank holds, and merges over
+// sp.
 void Transformer::attend_decode(int layer, std::span<const DecodeRow> rows, const std::int32_t* positions) {
   const std::int64_t count = static_cast<std::int64_t>(rows.size());
   const std::int64_t kv_width = share_.kv_heads * config_.head_dim;
@@ -325,7 +330,8 @@ void Transformer::attend_decode(int layer, std::span<const DecodeRow> rows, cons
   const float* v = k + count * kv_width;
   const int ranks = grid_.shape.sp;
   const std::int64_t part = count * (heads_width + share_.heads);  // out (N, H, D), then lse (N, H)
-  float* own_out = ranks == 1 ? attended_.at_least(0) : partial_.at_least(static_cast<std::size_t>((ranks + 1) * part));
+  float* own_out =
+      ranks == 1 ? attended_.at_least(0) : partial_.at_least(static_cast<std::size_t>((ranks + 1) * part));
   {
     StepTimer timer(*this, Phase::kDecode, layer, Operation::kAttend);
     std::vector<KvView> views(rows.size());
@@ -388,7 +394,8 @@ void Transformer::compute_logits(Phase phase, std::int64_t rows, std::vector<flo
   std::vector<std::size_t> counts(ranks);
   for (int rank = 0; rank < ranks; ++rank) {
     counts[rank] = static_cast<std::size_t>(rows * (vocab_begin(config_.vocab, rank + 1, ranks) -
-                                                    vocab_begin(config_.vocab, rank, ranks))) * sizeof(float);
+                                                    vocab_begin(config_.vocab, rank, ranks))) *
+                   sizeof(float);
   }
   std::vector<float> gathered(static_cast<std::size_t>(rows * config_.vocab));
   grid_.tp->all_gather_v(local, gathered.data(), counts);
@@ -419,8 +426,10 @@ void Transformer::greedy_tokens(std::vector<std::int32_t>& tokens) {
     for (int rank = 0; rank < ranks; ++rank) {
       const Maximum& other = all[rank * own.size() + row];
       if (other.index < 0 || std::isinf(other.value) || std::isnan(other.value)) {
-        throw NumericalError("logits hold NaN or Inf (row {} of {}); the weights, the dtype or the rope are wrong for "
-                             "this prompt", row, own.size());
+        throw NumericalError(
+            "logits hold NaN or Inf (row {} of {}); the weights, the dtype or the rope are wrong for "
+            "this prompt",
+            row, own.size());
       }
       // Ranks hold ascending parts of the vocabulary: an equal value later has a higher id.
       if (other.value > best.value) best = other;

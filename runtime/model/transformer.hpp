@@ -33,11 +33,11 @@ struct DecodeRow {
 class Transformer {
  public:
   // max_tokens: the longest sequence, output included.
-  Transformer(const ModelConfig& config, const RopeConfig& rope, const Weights& weights, Grid& grid, KvCache& cache,
-              std::int64_t max_tokens, MemoryMeter& meter);
+  Transformer(const ModelConfig& config, const RopeConfig& rope, const Weights& weights, Grid& grid,
+              KvCache& cache, std::int64_t max_tokens, MemoryMeter& meter);
 
-  // Runs the prompt and leaves its keys and values in the cache. logits: (n, V) of the given positions (ascending), on
-  // every rank when set_want_logits(true), else left empty. Collective over the group.
+  // Runs the prompt and leaves its keys and values in the cache. logits: (n, V) of the given positions
+  // (ascending), on every rank when set_want_logits(true), else left empty. Collective over the group.
   void prefill(int sequence, const SequencePartition& partition, std::span<const std::int32_t> tokens,
                std::span<const std::int64_t> logit_positions, std::vector<float>& logits);
 
@@ -51,7 +51,7 @@ class Transformer {
 
   void set_want_logits(bool want) { want_logits_ = want; }
   void set_listener(StepListener listener) { listener_ = std::move(listener); }
-  OpTimes& times() { return times_; }  // added to by every call
+  OpTimes& times() { return times_; }                                  // added to by every call
   const ExchangeCounts& exchange_counts() const { return exchange_; }  // of the last prefill
   const HeadShare& share() const { return share_; }
 
@@ -60,8 +60,8 @@ class Transformer {
   const RopeTable& rope_of(int layer) const;
 
   void embed(std::span<const std::int32_t> tokens, Phase phase);
-  void project_qkv(Phase phase, int layer, std::int64_t first, std::int64_t rows, const std::int32_t* positions,
-                   float* q, float* k, float* v);
+  void project_qkv(Phase phase, int layer, std::int64_t first, std::int64_t rows,
+                   const std::int32_t* positions, float* q, float* k, float* v);
   void finish_layer(Phase phase, int layer, std::int64_t first, std::int64_t rows);
   void gather_guests(int sequence, int layer, const SequencePartition& partition);
   void attend_decode(int layer, std::span<const DecodeRow> rows, const std::int32_t* positions);
@@ -80,14 +80,14 @@ class Transformer {
   StepListener listener_;
   bool want_logits_ = false;
 
-  FloatScratch hidden_;      // (T, E): the residual stream
-  FloatScratch queries_;     // (T, H, D)
-  FloatScratch attended_;    // (T, H, D)
-  FloatScratch normed_;      // (chunk, E)
-  FloatScratch kv_rows_;     // (chunk, 2, K, D)
-  FloatScratch projected_;   // (chunk, E)
-  FloatScratch gate_, up_;   // (chunk, F)
-  FloatScratch partial_;     // decode with sp: (R, N, H, D + 1)
+  FloatScratch hidden_;        // (T, E): the residual stream
+  FloatScratch queries_;       // (T, H, D)
+  FloatScratch attended_;      // (T, H, D)
+  FloatScratch normed_;        // (chunk, E)
+  FloatScratch kv_rows_;       // (chunk, 2, K, D)
+  FloatScratch projected_;     // (chunk, E)
+  FloatScratch gate_, up_;     // (chunk, F)
+  FloatScratch partial_;       // decode with sp: (R, N, H, D + 1)
   FloatScratch last_hidden_;   // (n, E) rows whose logits are wanted
   FloatScratch local_logits_;  // (n, V of this rank)
   std::int64_t logit_rows_ = 0;

@@ -9,9 +9,6 @@
 namespace tessera {
 namespace {
 
-// Below this many bytes a row, every rank would touch every page of a column-split tensor: one rank reads the pages
-// and scatters the slices instead.
-constexpr std::int64_t kShortRowBytes = 8192;
 constexpr std::int64_t kScatterStageBytes = 32 << 20;
 
 constexpr const char* kPrefixes[] = {"model.", "language_model.model.", "model.language_model.", ""};
@@ -34,8 +31,10 @@ class CheckpointIndex {
       prefix_ = prefix;
       return;
     }
-    throw InputError("{}: model.embed_tokens.weight: the checkpoint has no such tensor under any known prefix; "
-                     "check that the directory holds a language model", model_dir);
+    throw InputError(
+        "{}: model.embed_tokens.weight: the checkpoint has no such tensor under any known prefix; "
+        "check that the directory holds a language model",
+        model_dir);
   }
 
   Checkpoint::Tensor require(const TensorSpec& spec) const {
@@ -45,8 +44,8 @@ class CheckpointIndex {
         return *tensor;
       }
     }
-    throw InputError("{}: {}: missing from the checkpoint; expected shape {}", model_dir_, candidates(spec).front(),
-                     expected_shape(spec));
+    throw InputError("{}: {}: missing from the checkpoint; expected shape {}", model_dir_,
+                     candidates(spec).front(), expected_shape(spec));
   }
 
   // Tensors that nothing declares would be dropped silently and change results: refuse them.
@@ -57,8 +56,9 @@ class CheckpointIndex {
     }
     for (const std::string& name : checkpoint_.names()) {
       if (known.contains(name) || is_ignorable(name, config)) continue;
-      throw InputError("{}: {}: a {} model of {} layers has no such tensor; check config.json against the checkpoint",
-                       model_dir_, name, config.model_type, config.layers);
+      throw InputError(
+          "{}: {}: a {} model of {} layers has no such tensor; check config.json against the checkpoint",
+          model_dir_, name, config.model_type, config.layers);
     }
   }
 
@@ -88,7 +88,8 @@ class CheckpointIndex {
 
 class Loader {
  public:
-  Loader(const ModelConfig& config, const LoadOptions& options, Communicator& tp, MemoryMeter& meter, Weights& weights)
+  Loader(const ModelConfig& config, const LoadOptions& options, Communicator& tp, MemoryMeter& meter,
+         Weights& weights)
       : config_(config), options_(options), tp_(tp), meter_(meter), weights_(weights) {}
 
   MatrixView random(const TensorSpec& spec) {
@@ -116,7 +117,7 @@ class Loader {
       }
     } else {
       std::byte* target = own(view.bytes());
-      if (slice.columns() * element < kShortRowBytes) {
+      if (slice.columns() * element < options_.short_row_bytes) {
         scatter_columns(spec, data, element, slice, target);
       } else {
         copy_columns(spec, data, element, slice, target);
@@ -138,8 +139,8 @@ class Loader {
     return weights_.owned.back().data();
   }
 
-  static void copy_columns(const TensorSpec& spec, const std::byte* data, std::int64_t element, const Slice& slice,
-                           std::byte* target) {
+  static void copy_columns(const TensorSpec& spec, const std::byte* data, std::int64_t element,
+                           const Slice& slice, std::byte* target) {
     const std::int64_t row_bytes = slice.columns() * element;
 #pragma omp parallel for schedule(static)
     for (std::int64_t r = 0; r < slice.rows(); ++r) {
@@ -148,8 +149,8 @@ class Loader {
     }
   }
 
-  void scatter_columns(const TensorSpec& spec, const std::byte* data, std::int64_t element, const Slice& slice,
-                       std::byte* target) {
+  void scatter_columns(const TensorSpec& spec, const std::byte* data, std::int64_t element,
+                       const Slice& slice, std::byte* target) {
     const int reader = next_reader_++ % tp_.size();
     const std::int64_t row_bytes = slice.columns() * element;
     const std::int64_t rows_a_time = std::max<std::int64_t>(1, kScatterStageBytes / (row_bytes * tp_.size()));
@@ -211,25 +212,63 @@ std::vector<float> as_floats(const MatrixView& view) {
 void place(Weights& weights, const TensorSpec& spec, const MatrixView& view) {
   LayerWeights* layer = spec.layer >= 0 ? &weights.layers[static_cast<std::size_t>(spec.layer)] : nullptr;
   switch (spec.role) {
-    case TensorRole::kEmbedding: weights.embedding = view; break;
-    case TensorRole::kLmHead: weights.lm_head = view; break;
-    case TensorRole::kFinalNorm: weights.final_norm = as_floats(view); break;
-    case TensorRole::kInputNorm: layer->input_norm = as_floats(view); break;
-    case TensorRole::kPostAttentionNorm: layer->post_attention_norm = as_floats(view); break;
-    case TensorRole::kPreMlpNorm: layer->pre_mlp_norm = as_floats(view); break;
-    case TensorRole::kPostMlpNorm: layer->post_mlp_norm = as_floats(view); break;
-    case TensorRole::kQNorm: layer->q_norm = as_floats(view); break;
-    case TensorRole::kKNorm: layer->k_norm = as_floats(view); break;
-    case TensorRole::kQBias: layer->q_bias = as_floats(view); break;
-    case TensorRole::kKBias: layer->k_bias = as_floats(view); break;
-    case TensorRole::kVBias: layer->v_bias = as_floats(view); break;
-    case TensorRole::kQ: layer->q = view; break;
-    case TensorRole::kK: layer->k = view; break;
-    case TensorRole::kV: layer->v = view; break;
-    case TensorRole::kO: layer->o = view; break;
-    case TensorRole::kGate: layer->gate = view; break;
-    case TensorRole::kUp: layer->up = view; break;
-    case TensorRole::kDown: layer->down = view; break;
+    case TensorRole::kEmbedding:
+      weights.embedding = view;
+      break;
+    case TensorRole::kLmHead:
+      weights.lm_head = view;
+      break;
+    case TensorRole::kFinalNorm:
+      weights.final_norm = as_floats(view);
+      break;
+    case TensorRole::kInputNorm:
+      layer->input_norm = as_floats(view);
+      break;
+    case TensorRole::kPostAttentionNorm:
+      layer->post_attention_norm = as_floats(view);
+      break;
+    case TensorRole::kPreMlpNorm:
+      layer->pre_mlp_norm = as_floats(view);
+      break;
+    case TensorRole::kPostMlpNorm:
+      layer->post_mlp_norm = as_floats(view);
+      break;
+    case TensorRole::kQNorm:
+      layer->q_norm = as_floats(view);
+      break;
+    case TensorRole::kKNorm:
+      layer->k_norm = as_floats(view);
+      break;
+    case TensorRole::kQBias:
+      layer->q_bias = as_floats(view);
+      break;
+    case TensorRole::kKBias:
+      layer->k_bias = as_floats(view);
+      break;
+    case TensorRole::kVBias:
+      layer->v_bias = as_floats(view);
+      break;
+    case TensorRole::kQ:
+      layer->q = view;
+      break;
+    case TensorRole::kK:
+      layer->k = view;
+      break;
+    case TensorRole::kV:
+      layer->v = view;
+      break;
+    case TensorRole::kO:
+      layer->o = view;
+      break;
+    case TensorRole::kGate:
+      layer->gate = view;
+      break;
+    case TensorRole::kUp:
+      layer->up = view;
+      break;
+    case TensorRole::kDown:
+      layer->down = view;
+      break;
   }
 }
 
@@ -239,7 +278,8 @@ namespace {
 
 // Where each declared tensor lies, all of them checked before any is read.
 std::vector<Checkpoint::Tensor> locate_tensors(const Checkpoint& checkpoint, const std::string& model_dir,
-                                               const std::vector<TensorSpec>& specs, const ModelConfig& config) {
+                                               const std::vector<TensorSpec>& specs,
+                                               const ModelConfig& config) {
   const CheckpointIndex index(checkpoint, model_dir);
   std::vector<Checkpoint::Tensor> tensors;
   for (const TensorSpec& spec : specs) {
@@ -269,7 +309,8 @@ Weights load_weights(const std::string& model_dir, const ModelConfig& config, co
   } else {
     weights.checkpoint = Checkpoint::open(model_dir);
     const auto tensors = locate_tensors(*weights.checkpoint, model_dir, specs, config);
-    for (std::size_t i = 0; i < specs.size(); ++i) place(weights, specs[i], loader.from_file(specs[i], tensors[i]));
+    for (std::size_t i = 0; i < specs.size(); ++i)
+      place(weights, specs[i], loader.from_file(specs[i], tensors[i]));
   }
   if (config.tied_embeddings) weights.lm_head = weights.embedding;
   loader.count_mapped();

@@ -1,5 +1,5 @@
-// The weights of one tp rank: views of mapped checkpoint files where a slice is contiguous and kept in the file's
-// dtype, copies otherwise.
+// The weights of one tp rank: views of mapped checkpoint files where a slice is contiguous and kept in the
+// file's dtype, copies otherwise.
 #pragma once
 
 #include <cstdint>
@@ -18,17 +18,17 @@
 namespace tessera {
 
 struct LayerWeights {
-  std::vector<float> input_norm;           // (E)
-  std::vector<float> post_attention_norm;  // (E), Gemma
-  std::vector<float> pre_mlp_norm;         // (E)
-  std::vector<float> post_mlp_norm;        // (E), Gemma
-  std::vector<float> q_norm, k_norm;       // (D), Gemma
+  std::vector<float> input_norm;              // (E)
+  std::vector<float> post_attention_norm;     // (E), Gemma
+  std::vector<float> pre_mlp_norm;            // (E)
+  std::vector<float> post_mlp_norm;           // (E), Gemma
+  std::vector<float> q_norm, k_norm;          // (D), Gemma
   std::vector<float> q_bias, k_bias, v_bias;  // (H·D), (K·D), (K·D), Qwen
-  MatrixView q;     // (H·D, E)
-  MatrixView k, v;  // (K·D, E)
-  MatrixView o;     // (E, H·D)
-  MatrixView gate, up;  // (F, E)
-  MatrixView down;      // (E, F)
+  MatrixView q;                               // (H·D, E)
+  MatrixView k, v;                            // (K·D, E)
+  MatrixView o;                               // (E, H·D)
+  MatrixView gate, up;                        // (F, E)
+  MatrixView down;                            // (E, F)
 };
 
 struct Weights {
@@ -38,7 +38,7 @@ struct Weights {
   std::vector<float> final_norm;  // (E)
   std::vector<LayerWeights> layers;
 
-  std::int64_t bytes = 0;         // held by this rank, mapped pages included
+  std::int64_t bytes = 0;                // held by this rank, mapped pages included
   std::optional<Checkpoint> checkpoint;  // keeps the mapped files alive
   std::vector<Buffer> owned;
   std::int64_t mapped_bytes = 0;
@@ -51,10 +51,13 @@ struct Weights {
 struct LoadOptions {
   std::optional<std::uint64_t> random_seed;  // draw weights; no checkpoint is read
   bool as_f32 = false;                       // keep fp32 copies; else the file's dtype
+  // Below this many bytes a row, every rank would touch every page of a column-split tensor: one rank reads
+  // the pages and scatters the slices instead.
+  std::int64_t short_row_bytes = 8192;
 };
 
-// Opens the checkpoint and compares every declared tensor with it: presence, shape, dtype; InputError as load_weights.
-// Reads headers only.
+// Opens the checkpoint and compares every declared tensor with it: presence, shape, dtype; InputError as
+// load_weights. Reads headers only.
 void check_checkpoint(const std::string& model_dir, const ModelConfig& config);
 
 // Collective over tp. InputError names the tensor with both shapes when the checkpoint does not match the
@@ -62,12 +65,12 @@ void check_checkpoint(const std::string& model_dir, const ModelConfig& config);
 Weights load_weights(const std::string& model_dir, const ModelConfig& config, const LoadOptions& options,
                      Communicator& tp, MemoryMeter& meter);
 
-// Reads every byte of the weights once, on all threads, and returns a checksum: what pages of mapped files cost is then
-// paid. Independent of the number of threads.
+// Reads every byte of the weights once, on all threads, and returns a checksum: what pages of mapped files
+// cost is then paid. Independent of the number of threads.
 std::uint64_t touch_all(const Weights& weights);
 
-// One value of a random model: uniform with variance 1 / fan-in for matrices, 1 for norm scales, small for biases; a pure
-// function of (seed, tensor name, global index).
+// One value of a random model: uniform with variance 1 / fan-in for matrices, 1 for norm scales, small for
+// biases; a pure function of (seed, tensor name, global index).
 void draw_random(const TensorSpec& spec, const ModelConfig& config, std::uint64_t seed, const Slice& slice,
                  DType dtype, std::byte* target);
 

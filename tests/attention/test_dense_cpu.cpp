@@ -201,7 +201,7 @@ TEST_CASE("decode joins the splits of a long cache") {
   check_against(Problem(c).decode(), Problem(c).oracle());
 }
 
-TEST_CASE("attention gives the same bits on any number of threads, and a row the same bits in any company") {
+TEST_CASE("attention gives the same bits on any number of threads") {
   const Case whole{"whole", range(0, 700), 700, 14, 2, 64, DType::kBF16, 200};
   const int threads = omp_get_max_threads();
   omp_set_num_threads(1);

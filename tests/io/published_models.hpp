@@ -12,11 +12,11 @@
 
 namespace tessera::test {
 
-inline ModelConfig parse(const nlohmann::json& config) {
+inline ModelConfig parse_model(const nlohmann::json& config) {
   return parse_model_config(config, nullptr, "dir/config.json");
 }
-inline ModelConfig parse(const std::string& text) {
-  return parse(nlohmann::json::parse(text));
+inline ModelConfig parse_model(const std::string& text) {
+  return parse_model(nlohmann::json::parse(text));
 }
 
 inline std::string qwen_text(int hidden, int layers, int heads, int kv_heads, int mlp) {

@@ -13,7 +13,7 @@ namespace tessera::test {
 using Ids = std::vector<std::int32_t>;
 using Merges = std::vector<std::pair<std::string, std::string>>;
 
-inline Tokenizer parse(const nlohmann::json& file) {
+inline Tokenizer parse_tokenizer(const nlohmann::json& file) {
   return Tokenizer::parse(file.dump(), "tokenizer.json");
 }
 

@@ -15,7 +15,7 @@ using nlohmann::json;
 TEST_CASE("the nine models of the study: parameters and KV bytes a token") {
   for (const Published& model : published()) {
     CAPTURE(model.name);
-    const ModelConfig config = parse(model.text);
+    const ModelConfig config = parse_model(model.text);
     CHECK(config.parameter_count() == model.parameters);
     CHECK(config.layers * config.kv_heads * config.head_dim * 2 * 2 == model.kv_bytes);
     CHECK(config.dtype == DType::kBF16);
@@ -24,7 +24,7 @@ TEST_CASE("the nine models of the study: parameters and KV bytes a token") {
 }
 
 TEST_CASE("Qwen: a row of values") {
-  const ModelConfig config = parse(qwen());
+  const ModelConfig config = parse_model(qwen());
   CHECK(config.family == ModelFamily::kQwen2);
   CHECK(config.qkv_bias);
   CHECK_FALSE(config.qk_norm);
@@ -46,7 +46,7 @@ TEST_CASE("Qwen: a row of values") {
 }
 
 TEST_CASE("Llama: a row of values") {
-  const ModelConfig config = parse(llama());
+  const ModelConfig config = parse_model(llama());
   CHECK(config.family == ModelFamily::kLlama3);
   CHECK_FALSE(config.qkv_bias);
   CHECK(config.norm_eps == 1e-5);
@@ -58,7 +58,7 @@ TEST_CASE("Llama: a row of values") {
 }
 
 TEST_CASE("Gemma: a row of values, from what the nested file leaves out") {
-  const ModelConfig config = parse(gemma());
+  const ModelConfig config = parse_model(gemma());
   CHECK(config.family == ModelFamily::kGemma3);
   CHECK(config.heads == 8);
   CHECK(config.kv_heads == 4);
@@ -78,20 +78,20 @@ TEST_CASE("Gemma: a row of values, from what the nested file leaves out") {
   CHECK(config.local_rope.theta == 1e4);
   for (int i = 0; i < 34; ++i) CHECK(config.layer_window[i] == ((i + 1) % 6 == 0 ? 0 : 1024));
   CHECK(config.eos_ids == std::vector<std::int32_t>{1, 106});
-  CHECK(parse(published()[6].text).embedding_scale == 50.5f);
-  CHECK(parse(published()[7].text).embedding_scale == 62.0f);
-  CHECK(parse(published()[8].text).embedding_scale == 73.5f);
-  CHECK(parse(published()[8].text).attention_scale == doctest::Approx(1 / std::sqrt(168.0)));
+  CHECK(parse_model(published()[6].text).embedding_scale == 50.5f);
+  CHECK(parse_model(published()[7].text).embedding_scale == 62.0f);
+  CHECK(parse_model(published()[8].text).embedding_scale == 73.5f);
+  CHECK(parse_model(published()[8].text).attention_scale == doctest::Approx(1 / std::sqrt(168.0)));
   json single = gemma();
   single["torch_dtype"] = "float32";
-  CHECK(parse(single).embedding_scale == std::sqrt(2560.0f));
+  CHECK(parse_model(single).embedding_scale == std::sqrt(2560.0f));
 }
 
 TEST_CASE("config.json: each way of writing the same model reads the same") {
-  const std::uint64_t reference = parse(qwen()).fingerprint();
+  const std::uint64_t reference = parse_model(qwen()).fingerprint();
   const auto same = [&](const char* what, const json& config) {
     CAPTURE(what);
-    CHECK(parse(config).fingerprint() == reference);
+    CHECK(parse_model(config).fingerprint() == reference);
   };
   json c = qwen();
   c.erase("torch_dtype");
@@ -121,18 +121,18 @@ TEST_CASE("config.json: each way of writing the same model reads the same") {
   yarn["rope_scaling"] = {
       {"factor", 4.0}, {"original_max_position_embeddings", 32768}, {"rope_type", "yarn"}};
   old["rope_scaling"] = {{"factor", 4.0}, {"original_max_position_embeddings", 32768}, {"type", "yarn"}};
-  CHECK(parse(yarn).fingerprint() != reference);
-  CHECK(parse(yarn).fingerprint() == parse(old).fingerprint());
+  CHECK(parse_model(yarn).fingerprint() != reference);
+  CHECK(parse_model(yarn).fingerprint() == parse_model(old).fingerprint());
   old["rope_scaling"].erase("original_max_position_embeddings");  // then it is max_position_embeddings
-  CHECK(parse(yarn).fingerprint() == parse(old).fingerprint());
+  CHECK(parse_model(yarn).fingerprint() == parse_model(old).fingerprint());
   twice["rope_parameters"] = yarn["rope_scaling"];
   twice["rope_scaling"] = yarn["rope_scaling"];
-  CHECK(parse(yarn).fingerprint() == parse(twice).fingerprint());
+  CHECK(parse_model(yarn).fingerprint() == parse_model(twice).fingerprint());
 
   json plain = json::parse(
       R"({"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "intermediate_size": 96, "vocab_size": 300, "max_position_embeddings": 128})");
-  const ModelConfig defaults = parse(plain);  // of the class
+  const ModelConfig defaults = parse_model(plain);  // of the class
   CHECK(defaults.kv_heads == 4);
   CHECK(defaults.norm_eps == 1e-6);
   CHECK(defaults.rope.theta == 10000);
@@ -142,15 +142,15 @@ TEST_CASE("config.json: each way of writing the same model reads the same") {
   CHECK_FALSE(defaults.bos_id.has_value());
   plain["head_dim"] = 10;  // not hidden / heads
   plain["tie_word_embeddings"] = true;
-  CHECK(parse(plain).head_dim == 10);
-  CHECK(parse(plain).tied_embeddings);
+  CHECK(parse_model(plain).head_dim == 10);
+  CHECK(parse_model(plain).tied_embeddings);
 }
 
 TEST_CASE("config.json: Gemma nested or flat, ropes flat or per type, windows by list, pattern or default") {
-  const std::uint64_t reference = parse(gemma()).fingerprint();
+  const std::uint64_t reference = parse_model(gemma()).fingerprint();
   const auto same = [&](const char* what, const json& config) {
     CAPTURE(what);
-    CHECK(parse(config).fingerprint() == reference);
+    CHECK(parse_model(config).fingerprint() == reference);
   };
   json c = gemma();
   c["text_config"]["rope_theta"] = 1e6;
@@ -183,16 +183,16 @@ TEST_CASE("config.json: Gemma nested or flat, ropes flat or per type, windows by
   same("layer_types", flat);
   types[0] = "full_attention";
   flat["layer_types"] = types;
-  CHECK(parse(flat).layer_window[0] == 0);
-  CHECK(parse(flat).layer_window[1] == 1024);
+  CHECK(parse_model(flat).layer_window[0] == 0);
+  CHECK(parse_model(flat).layer_window[1] == 1024);
 
   flat.erase("layer_types");
   flat.erase("sliding_window");
-  const ModelConfig three = parse(flat);
+  const ModelConfig three = parse_model(flat);
   for (int i = 0; i < 34; ++i) CHECK(three.layer_window[i] == ((i + 1) % 3 == 0 ? 0 : 4096));
   flat.erase("rope_scaling");  // Gemma 3 1B has none
-  CHECK(parse(flat).rope.kind == RopeKind::kDefault);
-  CHECK(parse(flat).rope.theta == 1e6);
+  CHECK(parse_model(flat).rope.kind == RopeKind::kDefault);
+  CHECK(parse_model(flat).rope.theta == 1e6);
 }
 
 TEST_CASE("config.json: Qwen's sliding windows when they are used") {
@@ -200,11 +200,11 @@ TEST_CASE("config.json: Qwen's sliding windows when they are used") {
   c["use_sliding_window"] = true;
   c["sliding_window"] = 500;
   c["max_window_layers"] = 20;
-  const ModelConfig config = parse(c);
+  const ModelConfig config = parse_model(c);
   for (int i = 0; i < 28; ++i) CHECK(config.layer_window[i] == (i >= 20 ? 500 : 0));
   CHECK(config.local_rope == config.rope);
   c["max_window_layers"] = 28;
-  CHECK(parse(c).layer_window == std::vector<std::int32_t>(28, 0));
+  CHECK(parse_model(c).layer_window == std::vector<std::int32_t>(28, 0));
 }
 
 TEST_CASE("generation_config.json wins for the ids that end an answer") {
@@ -230,7 +230,7 @@ TEST_CASE("generation_config.json wins for the ids that end an answer") {
 }
 
 TEST_CASE("fingerprint: every field that changes the function changes it") {
-  const std::uint64_t reference = parse(llama()).fingerprint();
+  const std::uint64_t reference = parse_model(llama()).fingerprint();
   const std::vector<std::pair<const char*, json>> changes = {{"rms_norm_eps", 1e-6},
                                                              {"rope_theta", 1e6},
                                                              {"tie_word_embeddings", true},
@@ -244,12 +244,12 @@ TEST_CASE("fingerprint: every field that changes the function changes it") {
     json c = llama();
     c[key] = value;
     CAPTURE(key);
-    CHECK(parse(c).fingerprint() != reference);
+    CHECK(parse_model(c).fingerprint() != reference);
   }
   json c = llama();
   c["rope_scaling"]["factor"] = 16;
-  CHECK(parse(c).fingerprint() != reference);
+  CHECK(parse_model(c).fingerprint() != reference);
   c = llama();
   c["_name_or_path"] = "elsewhere";
-  CHECK(parse(c).fingerprint() == reference);
+  CHECK(parse_model(c).fingerprint() == reference);
 }

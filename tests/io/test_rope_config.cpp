@@ -42,12 +42,12 @@ TEST_CASE("llama3, linear and default frequencies") {
   CHECK(plain.attention_scale == 1);
   for (int i = 0; i < 4; ++i) CHECK(plain.inverse[i] == doctest::Approx(std::pow(10.0, -i)).epsilon(1e-14));
 
-  const ModelConfig gemma3 = parse(gemma());
+  const ModelConfig gemma3 = parse_model(gemma());
   const RopeFrequencies linear = rope_frequencies(gemma3.rope, 256);
   CHECK(linear.inverse[0] == 0.125);
   CHECK(linear.inverse[64] == doctest::Approx(1e-3 / 8).epsilon(1e-12));
 
-  const RopeFrequencies found = rope_frequencies(parse(llama()).rope, 128);
+  const RopeFrequencies found = rope_frequencies(parse_model(llama()).rope, 128);
   int kept = 0, blended = 0, divided = 0;
   for (int i = 0; i < 64; ++i) {
     const double inv = std::pow(5e5, -i / 64.0), wavelength = 2 * std::numbers::pi / inv;
@@ -70,7 +70,7 @@ TEST_CASE("llama3, linear and default frequencies") {
 }
 
 TEST_CASE("--rope: what a run gets") {
-  const ModelConfig plain = parse(qwen());
+  const ModelConfig plain = parse_model(qwen());
   CHECK(resolve_rope(plain, "auto", 32768).rope == plain.rope);
   CHECK(resolve_rope(plain, "auto", 32768).max_positions == 32768);
   const EffectiveRope longer = resolve_rope(plain, "auto", 129024);
@@ -92,32 +92,32 @@ TEST_CASE("--rope: what a run gets") {
   // A shipped YaRN config, whose max_position_embeddings is still 32768: the factor stays as written.
   json c = qwen();
   c["rope_scaling"] = {{"factor", 4.0}, {"original_max_position_embeddings", 32768}, {"type", "yarn"}};
-  const ModelConfig yarn = parse(c);
+  const ModelConfig yarn = parse_model(c);
   CHECK(yarn.rope.factor == 4);
   CHECK(resolve_rope(yarn, "config", 100).max_positions == 131072);
   CHECK(resolve_rope(yarn, "auto", 100).rope == yarn.rope);
   CHECK(resolve_rope(yarn, "auto", 65536).rope.factor == 2);
   c["max_position_embeddings"] = 131072;
-  CHECK(resolve_rope(parse(c), "config", 100).max_positions == 131072);
-  CHECK(parse(c).rope.factor == 4);
+  CHECK(resolve_rope(parse_model(c), "config", 100).max_positions == 131072);
+  CHECK(parse_model(c).rope.factor == 4);
 
   // The base models say 131072 without scaling; a model trained on another length is left as its config says.
   c = qwen();
   c["max_position_embeddings"] = 131072;
-  CHECK(resolve_rope(parse(c), "auto", 65536).rope.factor == 2);
+  CHECK(resolve_rope(parse_model(c), "auto", 65536).rope.factor == 2);
   for (const int positions : {4096, 1010000}) {
     c["max_position_embeddings"] = positions;
-    CHECK(resolve_rope(parse(c), "auto", 65536).rope.kind == RopeKind::kDefault);
-    CHECK(resolve_rope(parse(c), "auto", 65536).max_positions == positions);
+    CHECK(resolve_rope(parse_model(c), "auto", 65536).rope.kind == RopeKind::kDefault);
+    CHECK(resolve_rope(parse_model(c), "auto", 65536).max_positions == positions);
   }
   c["rope_scaling"] = {{"factor", 4.0}, {"original_max_position_embeddings", 256}, {"rope_type", "yarn"}};
-  CHECK(resolve_rope(parse(c), "auto", 65536).rope == parse(c).rope);
+  CHECK(resolve_rope(parse_model(c), "auto", 65536).rope == parse_model(c).rope);
 
-  const ModelConfig llama3 = parse(llama());
+  const ModelConfig llama3 = parse_model(llama());
   CHECK(resolve_rope(llama3, "auto", 131072).rope == llama3.rope);
   CHECK(resolve_rope(llama3, "auto", 131072).max_positions == 131072);
   CHECK(resolve_rope(llama3, "yarn:8", 131072).rope.original_max_positions == 8192);
-  const ModelConfig gemma3 = parse(gemma());
+  const ModelConfig gemma3 = parse_model(gemma());
   CHECK(resolve_rope(gemma3, "auto", 65536).rope == gemma3.rope);
 
   for (const char* option : {"", "Auto", "yarn", "yarn:", "yarn:x", "yarn:4x", "yarn:0.5", "yarn:-4",

@@ -29,14 +29,14 @@ std::string spelled(const json& file, const Ids& ids) {
 }
 
 std::string encoded(const json& file, std::string_view text) {
-  return spelled(file, parse(file).encode(text));
+  return spelled(file, parse_tokenizer(file).encode(text));
 }
 
 }  // namespace
 
 TEST_CASE("tokenizer: Gemma's shape") {
   const json file = gemma_style();
-  const Tokenizer tokenizer = parse(file);
+  const Tokenizer tokenizer = parse_tokenizer(file);
   const auto pieces = [&](std::string_view text) { return spelled(file, tokenizer.encode(text)); };
   CHECK(pieces("") == "");
   CHECK(pieces("ab") == "ab");
@@ -77,7 +77,7 @@ TEST_CASE("tokenizer: unknown characters without byte tokens") {
 }
 
 TEST_CASE("tokenizer: decoding replaces what is not UTF-8, whole or streamed") {
-  const Tokenizer tokenizer = parse(gemma_style());
+  const Tokenizer tokenizer = parse_tokenizer(gemma_style());
   const auto byte = [](int value) { return static_cast<std::int32_t>(6 + value); };
   struct Case {
     Ids ids;
@@ -107,7 +107,7 @@ TEST_CASE("tokenizer: decoding replaces what is not UTF-8, whole or streamed") {
 
 TEST_CASE("tokenizer: merging equals the naive definition, short and long pieces") {
   std::mt19937_64 random(3);
-  for (int round = 0; round < 40; ++round) {
+  for (int round = 0; round < 24; ++round) {
     // Random merges over few letters, so that ranks, overlaps and repeats collide often.
     std::vector<std::string> known = {"a", "b", "c"};
     Merges merges;
@@ -121,8 +121,8 @@ TEST_CASE("tokenizer: merging equals the naive definition, short and long pieces
     }
     std::shuffle(merges.begin(), merges.end(), random);  // a result may rank before its parts
     const json file = byte_level_style(merges);
-    const Tokenizer tokenizer = parse(file);
-    for (const std::size_t length : {1u, 2u, 3u, 7u, 30u, 47u, 48u, 49u, 50u, 200u, 700u}) {
+    const Tokenizer tokenizer = parse_tokenizer(file);
+    for (const std::size_t length : {1u, 2u, 3u, 7u, 30u, 47u, 48u, 49u, 50u, 130u, 400u}) {
       std::string text;
       std::vector<std::string> symbols;
       for (std::size_t i = 0; i < length; ++i) {
@@ -181,7 +181,7 @@ TEST_CASE("tokenizer: Llama 2's shape: prepended and stripped space") {
   CHECK(encoded(file, "ab") == "▁ab");
   CHECK(encoded(file, "") == "");
   CHECK(encoded(file, "<bos>ab") == "<bos>|▁ab");
-  const Tokenizer tokenizer = parse(file);
+  const Tokenizer tokenizer = parse_tokenizer(file);
   CHECK(tokenizer.decode(tokenizer.encode("ab ab"), false) == "ab ab");
   CHECK(tokenizer.decode(tokenizer.encode("  ab"), false) == "  ab");
 }
@@ -267,7 +267,7 @@ TEST_CASE("tokenizer: normalisation of hostile and irregular text") {
 }
 
 TEST_CASE("tokenizer: ill-formed UTF-8 counts as U+FFFD") {
-  const Tokenizer tokenizer = parse(byte_level_style({}));
+  const Tokenizer tokenizer = parse_tokenizer(byte_level_style({}));
   CHECK(tokenizer.encode("a\xff") == tokenizer.encode("a\uFFFD"));
   CHECK(tokenizer.encode("\xe4\xb8") == tokenizer.encode("\uFFFD"));
   CHECK(tokenizer.encode("\xed\xa0\x80") == tokenizer.encode("\uFFFD\uFFFD\uFFFD"));
@@ -275,7 +275,7 @@ TEST_CASE("tokenizer: ill-formed UTF-8 counts as U+FFFD") {
 }
 
 TEST_CASE("tokenizer: many threads encode with one tokenizer") {
-  const Tokenizer tokenizer = parse(gemma_style());
+  const Tokenizer tokenizer = parse_tokenizer(gemma_style());
   std::string text;
   for (int i = 0; i < 2000; ++i) text += "ab c é中 漢<bos>";
   const Ids expected = tokenizer.encode(text);

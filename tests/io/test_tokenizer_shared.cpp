@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <random>
 #include <sstream>
 
@@ -65,6 +66,14 @@ const Vocabulary kVocabularies[] = {
      "220 2366 19 271 128009 128006 882 128007 271 9906 128009 128006 78191 128007 271"},
 };
 
+// Loaded once: reading eight megabytes takes seconds in a debug build.
+const Tokenizer& shared_tokenizer(const std::string& folder) {
+  static std::map<std::string, Tokenizer> loaded;
+  const auto found = loaded.find(folder);
+  if (found != loaded.end()) return found->second;
+  return loaded.emplace(folder, Tokenizer::load(kRoot + folder + "/tokenizer.json")).first->second;
+}
+
 // Random text over scripts, white space, marks, joiners, symbols and pieces of special tokens.
 std::string random_text(std::mt19937_64& random, std::size_t length) {
   static const char* const kPieces[] = {"a",
@@ -117,7 +126,7 @@ TEST_CASE("tokenizer: the shared cases, id by id") {
   for (const Vocabulary& vocabulary : kVocabularies) {
     CAPTURE(vocabulary.folder);
     const std::string folder = kRoot + vocabulary.folder;
-    const Tokenizer tokenizer = Tokenizer::load(folder + "/tokenizer.json");
+    const Tokenizer& tokenizer = shared_tokenizer(vocabulary.folder);
     CHECK(tokenizer.vocab_size() == vocabulary.vocab_size);
     const auto texts = split(read(folder + "/cases.inp"), "\n__ggml_vocab_test__\n");
     auto lines = split(read(folder + "/cases.out"), "\n");
@@ -138,7 +147,7 @@ TEST_CASE("tokenizer: the shared cases, id by id") {
 TEST_CASE("tokenizer: the shared chat prompts, id by id") {
   if (!have_shared()) return;
   for (const Vocabulary& vocabulary : kVocabularies) {
-    const Tokenizer tokenizer = Tokenizer::load(kRoot + vocabulary.folder + "/tokenizer.json");
+    const Tokenizer& tokenizer = shared_tokenizer(vocabulary.folder);
     const std::string prompt = chat_prompt(vocabulary.family, "Hello");
     const Ids ids = tokenizer.encode(prompt);
     CHECK(ids == numbers(vocabulary.prompt_ids));
@@ -153,7 +162,7 @@ TEST_CASE("tokenizer: encoding then decoding gives the text back, and streaming 
   std::mt19937_64 random(7);
   // Llama normalises nothing; Qwen gives back the NFC form, which decoding and encoding leaves as it is.
   for (const Vocabulary& vocabulary : kVocabularies) {
-    const Tokenizer tokenizer = Tokenizer::load(kRoot + vocabulary.folder + "/tokenizer.json");
+    const Tokenizer& tokenizer = shared_tokenizer(vocabulary.folder);
     for (std::size_t length = 0; length < 120; ++length) {
       const std::string text = random_text(random, length);
       const Ids ids = tokenizer.encode(text);
@@ -176,7 +185,7 @@ TEST_CASE("tokenizer: encoding then decoding gives the text back, and streaming 
 TEST_CASE("tokenizer: arbitrary ids decode to valid UTF-8, streamed or not") {
   if (!have_shared()) return;
   std::mt19937_64 random(11);
-  const Tokenizer tokenizer = Tokenizer::load(kRoot + "qwen2.5/tokenizer.json");
+  const Tokenizer& tokenizer = shared_tokenizer("qwen2.5");
   bool replaced = false;
   for (int round = 0; round < 300; ++round) {
     Ids ids(random() % 30);

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "parallel/agreement.hpp"
-#include "runtime/core/random.hpp"
 #include "runtime/core/host.hpp"
+#include "runtime/core/random.hpp"
 
 using namespace tessera;
 

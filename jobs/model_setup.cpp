@@ -60,11 +60,8 @@ MemoryPlan plan_memory(const ModelConfig& config, const MemoryRequest& request) 
                    static_cast<int>(config.head_dim), request.kv_dtype};
   plan.kv = kv_slots_needed(config, share, shape, request.prompt_tokens, request.max_tokens, request.batch) *
             static_cast<std::int64_t>(kv.slot_bytes());
-  // Residual stream, queries and attention output of a prompt, and the rope tables.
-  const std::int64_t local = SequencePartition(request.prompt_tokens, shape.sp).tokens_of(0);
-  const std::int64_t ropes = config.family == ModelFamily::kGemma3 ? 2 : 1;
-  plan.workspace = 4 * (local * (config.hidden + 2 * share.heads * config.head_dim) +
-                        ropes * request.max_tokens * config.head_dim);
+  plan.workspace =
+      workspace_bytes_needed(config, shape, request.prompt_tokens, request.max_tokens, request.kv_dtype);
   return plan;
 }
 

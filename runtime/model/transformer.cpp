@@ -5,17 +5,13 @@
 #include <cstring>
 
 #include "attention/dense.hpp"
-#include "parallel/merge.hpp"
 #include "runtime/core/error.hpp"
 #include "runtime/core/gemm.hpp"
 #include "runtime/core/ops.hpp"
+#include "runtime/model/step_timer.hpp"
 
 namespace tessera {
 namespace {
-
-// Projections and MLP go by chunks of this many tokens, so that their workspace does not grow with the
-// prompt.
-constexpr std::int64_t kChunkTokens = 1024;
 
 void apply_linear(std::int64_t rows, const float* x, const MatrixView& weight, const std::vector<float>& bias,
                   float* y) {
@@ -56,18 +52,6 @@ void rotate(const RopeTable& table, std::int64_t tokens, std::int64_t heads, con
 
 }  // namespace
 
-// Charges the time of a scope to (phase, layer, operation), after telling the listener.
-struct Transformer::StepTimer {
-  StepTimer(Transformer& transformer, Phase phase, int layer, Operation operation)
-      : total(transformer.times_.at(phase, layer, operation)) {
-    if (transformer.listener_) transformer.listener_(phase, layer, operation);
-  }
-  ~StepTimer() { total += seconds_since(start); }
-
-  double& total;
-  HostClock::time_point start = HostClock::now();
-};
-
 Transformer::Transformer(const ModelConfig& config, const RopeConfig& rope, const Weights& weights,
                          Grid& grid, KvCache& cache, std::int64_t max_tokens, MemoryMeter& meter)
     : config_(config),
@@ -86,6 +70,7 @@ Transformer::Transformer(const ModelConfig& config, const RopeConfig& rope, cons
       gate_(meter),
       up_(meter),
       partial_(meter),
+      exchanged_(meter),
       last_hidden_(meter),
       local_logits_(meter) {
   const bool windowed = std::any_of(config.layer_window.begin(), config.layer_window.end(),
@@ -226,24 +211,27 @@ void Transformer::prefill(int sequence, const SequencePartition& partition,
     }
   }
 
-  // The rows whose logits are wanted lie on one sp rank each; the others add zero.
-  const std::int64_t wanted = static_cast<std::int64_t>(logit_positions.size());
-  float* last = last_hidden_.at_least(static_cast<std::size_t>(wanted * config_.hidden));
-  for (std::int64_t i = 0; i < wanted; ++i) {
-    const auto found = std::lower_bound(positions.begin(), positions.end(), logit_positions[i]);
-    const bool here = found != positions.end() && *found == logit_positions[i];
-    float* row = last + i * config_.hidden;
-    if (here) {
-      std::copy_n(hidden_.at_least(0) + (found - positions.begin()) * config_.hidden, config_.hidden, row);
+  pick_rows(positions, logit_positions);
+  compute_logits(Phase::kPrefill, static_cast<std::int64_t>(logit_positions.size()), logits);
+}
+
+// Copies the residual stream at `wanted` to last_hidden_ of every sp rank. Each lies on one of them; the
+// others add zero.
+void Transformer::pick_rows(std::span<const std::int32_t> positions, std::span<const std::int64_t> wanted) {
+  const std::size_t width = static_cast<std::size_t>(config_.hidden);
+  float* picked = last_hidden_.at_least(wanted.size() * width);
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    const auto found = std::lower_bound(positions.begin(), positions.end(), wanted[i]);
+    if (found != positions.end() && *found == wanted[i]) {
+      std::copy_n(hidden_.at_least(0) + (found - positions.begin()) * config_.hidden, width,
+                  picked + i * width);
     } else {
-      std::fill_n(row, config_.hidden, 0.0f);
+      std::fill_n(picked + i * width, width, 0.0f);
     }
   }
-  if (grid_.shape.sp > 1) {
-    StepTimer timer(*this, Phase::kPrefill, -1, Operation::kExchange);
-    grid_.sp->all_reduce_sum(last, static_cast<std::size_t>(wanted * config_.hidden));
-  }
-  compute_logits(Phase::kPrefill, wanted, logits);
+  if (grid_.shape.sp == 1) return;
+  StepTimer timer(*this, Phase::kPrefill, -1, Operation::kExchange);
+  grid_.sp->all_reduce_sum(picked, wanted.size() * width);
 }
 
 // Every sp rank gets the blocks of the others that its rows can see, one KV head at a time.
@@ -270,15 +258,16 @@ void Transformer::gather_guests(int sequence, int layer, const SequencePartition
   const auto own = partition.ranges_of(self);
   const std::int64_t needed_end = ceil_div(own[1].size() > 0 ? own[1].end : own[0].end, kBlockTokens);
 
-  std::vector<std::byte> send(counts[self]), receive(total);
+  auto* send = reinterpret_cast<std::byte*>(exchanged_.at_least((counts[self] + total) / sizeof(float)));
+  std::byte* receive = send + counts[self];
   std::uint64_t needed_blocks = 0;
   for (int head = 0; head < share_.kv_heads; ++head) {
     const KvView view = cache_.view(sequence, layer, partition.length());
     for (std::size_t i = 0; i < blocks[self].size(); ++i) {
-      std::memcpy(send.data() + i * slot_bytes, view.keys(head, blocks[self][i]), slot_bytes);
+      std::memcpy(send + i * slot_bytes, view.keys(head, blocks[self][i]), slot_bytes);
     }
-    grid_.sp->all_gather_v(send.data(), receive.data(), counts);
-    const std::byte* source = receive.data();
+    grid_.sp->all_gather_v(send, receive, counts);
+    const std::byte* source = receive;
     for (int rank = 0; rank < ranks; ++rank) {
       for (std::int64_t block : blocks[rank]) {
         if (rank != self && block < needed_end) {
@@ -295,90 +284,6 @@ void Transformer::gather_guests(int sequence, int layer, const SequencePartition
   exchange_.bytes_full.push_back(full);
   exchange_.units_sent.push_back(blocks[self].size() * (kBlockTokens / kPageTokens) *
                                  static_cast<std::uint64_t>(share_.kv_heads * (ranks - 1)));
-}
-
-void Transformer::decode(std::span<const DecodeRow> rows, std::vector<float>& logits) {
-  const std::int64_t count = static_cast<std::int64_t>(rows.size());
-  std::vector<std::int32_t> tokens(rows.size()), positions(rows.size());
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    tokens[i] = rows[i].token;
-    positions[i] = rows[i].position;
-  }
-  const std::int64_t q_width = share_.heads * config_.head_dim;
-  const std::int64_t kv_width = share_.kv_heads * config_.head_dim;
-  embed(tokens, Phase::kDecode);
-  float* queries = queries_.at_least(static_cast<std::size_t>(count * q_width));
-  attended_.at_least(static_cast<std::size_t>(count * q_width));
-  float* k = kv_rows_.at_least(static_cast<std::size_t>(2 * count * kv_width));
-  float* v = k + count * kv_width;
-
-  for (int layer = 0; layer < config_.layers; ++layer) {
-    project_qkv(Phase::kDecode, layer, 0, count, positions.data(), queries, k, v);
-    attend_decode(layer, rows, positions.data());
-    finish_layer(Phase::kDecode, layer, 0, count);
-  }
-  float* last = last_hidden_.at_least(static_cast<std::size_t>(count * config_.hidden));
-  std::copy_n(hidden_.at_least(0), count * config_.hidden, last);
-  compute_logits(Phase::kDecode, count, logits);
-}
-
-// Appends the new keys and values where their block lies, attends to what this rank holds, and merges over
-// sp.
-void Transformer::attend_decode(int layer, std::span<const DecodeRow> rows, const std::int32_t* positions) {
-  const std::int64_t count = static_cast<std::int64_t>(rows.size());
-  const std::int64_t kv_width = share_.kv_heads * config_.head_dim;
-  const std::int64_t heads_width = share_.heads * config_.head_dim;
-  const std::int64_t window = config_.layer_window[layer];
-  const float* k = kv_rows_.at_least(0);
-  const float* v = k + count * kv_width;
-  const int ranks = grid_.shape.sp;
-  const std::int64_t part = count * (heads_width + share_.heads);  // out (N, H, D), then lse (N, H)
-  float* own_out =
-      ranks == 1 ? attended_.at_least(0) : partial_.at_least(static_cast<std::size_t>((ranks + 1) * part));
-  {
-    StepTimer timer(*this, Phase::kDecode, layer, Operation::kAttend);
-    std::vector<KvView> views(rows.size());
-    for (std::int64_t i = 0; i < count; ++i) {
-      const DecodeRow& row = rows[i];
-      if (window > 0) cache_.release_before(row.sequence, layer, row.position - window + 1);
-      if (row.partition->owner_of_block(row.position / kBlockTokens) == grid_.place.sp) {
-        cache_.append({row.sequence, layer, 1, positions + i, k + i * kv_width, v + i * kv_width, kv_width});
-      }
-      views[i] = cache_.view(row.sequence, layer, row.position + 1);
-    }
-    DecodeAttentionParams p;
-    p.sequences = static_cast<int>(count);
-    p.heads = static_cast<int>(share_.heads);
-    p.q = queries_.at_least(0);
-    p.positions = positions;
-    p.kv = views.data();
-    p.scale = config_.attention_scale;
-    p.window = static_cast<std::int32_t>(window);
-    p.out = own_out;
-    p.lse = ranks == 1 ? nullptr : own_out + count * heads_width;
-    decode_attention(p);
-  }
-  if (ranks == 1) return;
-
-  float* gathered = own_out + part;
-  {
-    StepTimer timer(*this, Phase::kDecode, layer, Operation::kExchange);
-    grid_.sp->all_gather(own_out, static_cast<std::size_t>(part) * sizeof(float), gathered);
-  }
-  StepTimer timer(*this, Phase::kDecode, layer, Operation::kAttend);
-  std::vector<const float*> outs, lses;
-  for (int rank = 0; rank < ranks; ++rank) {
-    outs.push_back(gathered + rank * part);
-    lses.push_back(outs.back() + count * heads_width);
-  }
-  MergeParams merge;
-  merge.partials = ranks;
-  merge.rows = count * share_.heads;
-  merge.head_dim = static_cast<int>(config_.head_dim);
-  merge.outs = outs.data();
-  merge.lses = lses.data();
-  merge.out = attended_.at_least(0);
-  merge_partials(merge);
 }
 
 // Logits of the rows of last_hidden_: this rank's share of the vocabulary, and all of it when wanted.
@@ -445,6 +350,26 @@ void Transformer::greedy_tokens(std::vector<std::int32_t>& tokens) {
     }
     tokens[row] = static_cast<std::int32_t>(best.index);
   }
+}
+
+std::int64_t workspace_bytes_needed(const ModelConfig& config, const GridShape& shape,
+                                    std::int64_t prompt_tokens, std::int64_t max_tokens, DType kv_dtype) {
+  const HeadShare share = head_share(config, 0, shape.tp);
+  const SequencePartition partition(prompt_tokens, shape.sp);
+  std::int64_t local = 0;
+  for (int rank = 0; rank < shape.sp; ++rank) local = std::max(local, partition.tokens_of(rank));
+  const std::int64_t chunk = std::min(kChunkTokens, local);
+  const std::int64_t whole = local * (config.hidden + 2 * share.heads * config.head_dim);
+  const std::int64_t chunks =
+      chunk * (2 * config.hidden + 2 * config.mlp / shape.tp + 2 * share.kv_heads * config.head_dim);
+  const std::int64_t ropes = config.family == ModelFamily::kGemma3 ? 2 : 1;
+  const std::int64_t logits = config.hidden + ceil_div(config.vocab, shape.tp);
+  std::int64_t bytes = 4 * (whole + chunks + ropes * max_tokens * config.head_dim + logits);
+  if (shape.sp > 1) {  // the blocks of one KV head, of all ranks and once more of this one
+    const std::int64_t blocks = ceil_div(prompt_tokens, kBlockTokens) + ceil_div(local, kBlockTokens);
+    bytes += blocks * 2 * kBlockTokens * config.head_dim * static_cast<std::int64_t>(size_of(kv_dtype));
+  }
+  return bytes;
 }
 
 }  // namespace tessera

@@ -30,6 +30,10 @@ struct DecodeRow {
   std::int32_t token = 0;
 };
 
+// Projections and MLP of a prompt go by chunks of this many tokens, so that their workspace does not grow
+// with it.
+inline constexpr std::int64_t kChunkTokens = 1024;
+
 class Transformer {
  public:
   // max_tokens: the longest sequence, output included.
@@ -63,6 +67,7 @@ class Transformer {
   void project_qkv(Phase phase, int layer, std::int64_t first, std::int64_t rows,
                    const std::int32_t* positions, float* q, float* k, float* v);
   void finish_layer(Phase phase, int layer, std::int64_t first, std::int64_t rows);
+  void pick_rows(std::span<const std::int32_t> positions, std::span<const std::int64_t> wanted);
   void gather_guests(int sequence, int layer, const SequencePartition& partition);
   void attend_decode(int layer, std::span<const DecodeRow> rows, const std::int32_t* positions);
   void compute_logits(Phase phase, std::int64_t rows, std::vector<float>& logits);
@@ -88,10 +93,15 @@ class Transformer {
   FloatScratch projected_;     // (chunk, E)
   FloatScratch gate_, up_;     // (chunk, F)
   FloatScratch partial_;       // decode with sp: (R, N, H, D + 1)
+  FloatScratch exchanged_;     // prefill with sp: blocks of one KV head, this rank's, then all ranks'
   FloatScratch last_hidden_;   // (n, E) rows whose logits are wanted
   FloatScratch local_logits_;  // (n, V of this rank)
   std::int64_t logit_rows_ = 0;
   Phase logit_phase_ = Phase::kPrefill;  // of the call that computed them
 };
+
+// What a Transformer allocates on the rank that needs most, for one sequence at a time in prefill.
+std::int64_t workspace_bytes_needed(const ModelConfig& config, const GridShape& shape,
+                                    std::int64_t prompt_tokens, std::int64_t max_tokens, DType kv_dtype);
 
 }  // namespace tessera

@@ -60,13 +60,13 @@ double relative_error(const float* ours, const float* theirs, std::size_t count)
 // A model on one grid.
 struct Model {
   Model(const std::string& folder, const GridShape& shape, MpiSession& session, std::int64_t prompt_tokens,
-        int batch, LoadOptions load = {})
+        int batch, LoadOptions load = {}, DType kv_dtype = DType::kF32)
       : config(read_model_config(folder)),
         grid(make_grid(session, shape)),
         weights(load_weights(folder, config, load, *grid.tp, meter)),
         share(head_share(config, grid.place.tp, shape.tp)),
         cache({static_cast<int>(config.layers), static_cast<int>(share.kv_heads),
-               static_cast<int>(config.head_dim), DType::kF32},
+               static_cast<int>(config.head_dim), kv_dtype},
               kv_slots_needed(config, share, shape, prompt_tokens, prompt_tokens + 64, batch), meter),
         transformer(config, resolve_rope(config, "auto", prompt_tokens + 64).rope, weights, grid, cache,
                     prompt_tokens + 64, meter) {
@@ -172,6 +172,57 @@ TEST_CASE("logits and greedy text equal those of transformers on every grid") {
         std::printf("%s tp=%d sp=%d dp=%d: worst relative logit error %.2e\n", name, shape.tp, shape.sp,
                     shape.dp, worst);
       }
+    }
+  }
+}
+
+TEST_CASE("keys and values kept in 16 bits change logits by about their rounding") {
+  MpiSession session = MpiSession::start(detect_launch());
+  for (const char* name : kFixtures) {
+    const std::string folder = std::string(TESSERA_FIXTURES) + "/" + name;
+    const Expected expected(folder);
+    const std::int64_t length = static_cast<std::int64_t>(expected.prompt.size());
+    const GridShape shape{1, session.size(), 1};
+    for (const auto& [dtype, most] : {std::pair{DType::kBF16, 3e-2}, {DType::kF16, 4e-3}}) {
+      CAPTURE(name);
+      CAPTURE(name_of(dtype));
+      Model model(folder, shape, session, length, 1, {}, dtype);
+      const SequencePartition partition(length, shape.sp);
+      const int sequence = model.cache.add_sequence(length + 64);
+      const std::int64_t last = expected.positions.back();
+      std::vector<float> logits;
+      model.transformer.set_want_logits(true);
+      model.transformer.prefill(sequence, partition, expected.prompt, {&last, 1}, logits);
+      const double error = relative_error(
+          logits.data(), expected.logits.data() + expected.logits.size() - logits.size(), logits.size());
+      CHECK(error <= most);
+      CHECK(error > 1e-6);  // it is not fp32 under another name
+    }
+  }
+}
+
+TEST_CASE("the memory that is planned is what a prompt takes") {
+  MpiSession session = MpiSession::start(detect_launch());
+  for (const char* name : kFixtures) {
+    const std::string folder = std::string(TESSERA_FIXTURES) + "/" + name;
+    const Expected expected(folder);
+    const std::int64_t length = static_cast<std::int64_t>(expected.prompt.size());
+    for (const GridShape& shape : grids_of(session.size())) {
+      CAPTURE(name);
+      CAPTURE(shape.tp);
+      CAPTURE(shape.sp);
+      Model model(folder, shape, session, length, 1);
+      const SequencePartition partition(length, shape.sp);
+      const std::int64_t last = length - 1;
+      std::vector<float> logits;
+      model.transformer.prefill(model.cache.add_sequence(length), partition, expected.prompt, {&last, 1},
+                                logits);
+      std::int64_t peak = model.meter.peak(MemoryKind::kWorkspace);
+      model.grid.group->all_reduce_max(&peak, 1);
+      const std::int64_t planned =
+          workspace_bytes_needed(model.config, shape, length, length + 64, DType::kF32);
+      CHECK(peak <= planned);
+      CHECK(peak >= planned * 9 / 10);
     }
   }
 }

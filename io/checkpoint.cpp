@@ -89,15 +89,15 @@ Checkpoint Checkpoint::open(const std::string& model_dir) {
   result.directory_ = model_dir;
   std::map<std::string, std::string> weight_map;
   std::set<std::string> shards;
-  if (exists(index_path)) {
+  if (exists(single_path)) {
+    shards.insert(kSingleFile);
+  } else if (exists(index_path)) {
     weight_map = read_weight_map(index_path);
     for (const auto& [tensor, file] : weight_map) shards.insert(file);
     if (shards.size() > kMaxShards) {
       throw InputError("{}: weight_map: names {} files, more than the {} allowed", index_path, shards.size(),
                        kMaxShards);
     }
-  } else if (exists(single_path)) {
-    shards.insert(kSingleFile);
   } else {
     throw InputError(
         "{}: {}: neither it nor {} is there; download the safetensors weights, or use --weights "

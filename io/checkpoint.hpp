@@ -1,5 +1,5 @@
-// All safetensors files of a Hugging Face model directory: either model.safetensors, or the shards that
-// model.safetensors.index.json names (it wins where both are there).
+// All safetensors files of a Hugging Face model directory: model.safetensors, or else the shards that
+// model.safetensors.index.json names. Where both are there the single file wins, as in transformers.
 //
 // The index may name only plain files inside the directory: no '/', no "..". A link that lies in the
 // directory is followed wherever it leads, since that is how the Hugging Face cache stores every file:

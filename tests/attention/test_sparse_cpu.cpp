@@ -166,9 +166,37 @@ class Problem {
     return result;
   }
 
+  // All rows as sequences of one call that read the same cache.
+  Result decode(const std::vector<HeadLists>& lists) const {
+    Result result;
+    const std::vector<KvView> views(case_.positions.size(), keys_.view);
+    sparse_decode_attention(decode_params(result, views), lists.data());
+    return result;
+  }
+
+  Result dense_decode() const {
+    Result result;
+    const std::vector<KvView> views(case_.positions.size(), keys_.view);
+    decode_attention(decode_params(result, views));
+    return result;
+  }
+
   std::size_t hidden() const { return hidden_; }
 
  private:
+  DecodeAttentionParams decode_params(Result& result, const std::vector<KvView>& views) const {
+    poison(result);
+    DecodeAttentionParams p;
+    p.sequences = static_cast<int>(case_.positions.size());
+    p.heads = case_.heads;
+    p.q = q_.data();
+    p.positions = case_.positions.data();
+    p.kv = views.data();
+    p.scale = scale();
+    p.out = result.out.data();
+    p.lse = result.lse.data();
+    return p;
+  }
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(case_.head_dim)); }
   bool held(int head, std::int64_t block) const {
     return case_.missing == 0 || (block + head) % case_.missing != case_.missing - 1;
@@ -317,6 +345,117 @@ TEST_CASE("sparse prefill gives the same bits on any number of threads") {
   const Result one = problem.prefill(selection);
   omp_set_num_threads(3);
   const Result three = problem.prefill(selection);
+  omp_set_num_threads(threads);
+  CHECK(one.out == three.out);
+  CHECK(one.lse == three.lse);
+}
+
+namespace {
+
+// Pages of each sequence's lists; a list may name pages past the row's position, which it must not read.
+std::vector<HeadLists> random_lists(const Case& c, std::uint64_t seed) {
+  CounterRng rng(seed, 6);
+  std::vector<HeadLists> all(c.positions.size());
+  for (HeadLists& lists : all) {
+    lists.heads = c.shared ? c.kv_heads : c.heads;
+    lists.begin.push_back(0);
+    for (int head = 0; head < lists.heads; ++head) {
+      for (std::int64_t page = 0; page < ceil_div(c.length, kPageTokens); ++page) {
+        if (rng.uniform() < c.pages) lists.values.push_back(static_cast<std::int32_t>(page));
+      }
+      lists.begin.push_back(static_cast<std::int64_t>(lists.values.size()));
+    }
+  }
+  return all;
+}
+
+Problem decode_problem(const Case& c, const std::vector<HeadLists>& lists) {
+  return Problem(c, [c, lists](std::size_t row, std::size_t head, std::size_t position) {
+    const std::size_t list = c.shared ? head / static_cast<std::size_t>(c.heads / c.kv_heads) : head;
+    const auto begin = static_cast<std::size_t>(lists[row].begin[list]);
+    const auto end = static_cast<std::size_t>(lists[row].begin[list + 1]);
+    for (std::size_t i = begin; i < end; ++i) {
+      if (lists[row].values[i] == static_cast<std::int32_t>(position / kPageTokens)) return true;
+    }
+    return false;
+  });
+}
+
+std::vector<Case> decode_cases() {
+  const DType f32 = DType::kF32;
+  const DType bf16 = DType::kBF16;
+  const auto decode = [](std::string name, std::int64_t length, int heads, int kv_heads, int head_dim,
+                         DType dtype, bool shared, double pages, std::vector<std::int32_t> positions,
+                         std::int64_t missing = 0, float spread = 1.0f) {
+    Case c{std::move(name), length, heads, kv_heads, head_dim, dtype, shared};
+    c.pages = pages;
+    c.positions = std::move(positions);
+    c.missing = missing;
+    c.spread = spread;
+    return c;
+  };
+  return {
+      decode("one key", 1, 1, 1, 64, f32, true, 1.0, {0}),
+      decode("lists of KV heads", 1000, 8, 2, 64, f32, true, 0.3, {999}),
+      decode("lists of query heads", 1000, 8, 2, 64, f32, false, 0.3, {999}),
+      decode("several sequences", 1000, 6, 2, 64, bf16, true, 0.3, {999, 998, 500, 15, 16, 0}),
+      decode("a position in the middle of a page", 333, 4, 2, 64, f32, true, 0.5, {330, 200, 7}),
+      decode("more pages than a split", 3000, 4, 2, 64, bf16, true, 0.9, {2999, 1200}),
+      decode("no page", 200, 4, 2, 64, f32, true, 0.0, {199}),
+      decode("blocks missing", 1000, 4, 2, 64, f32, false, 0.5, {999, 640}, 3),
+      decode("nothing held", 300, 4, 2, 64, f32, true, 0.5, {299}, 1),
+      decode("seven heads a group", 400, 7, 1, 32, bf16, true, 0.3, {399}),
+      decode("eight heads a group", 400, 8, 1, 128, bf16, true, 0.3, {399}),
+      decode("five heads a group", 400, 5, 1, 80, f32, true, 0.3, {399}),
+      decode("D = 256", 400, 4, 2, 256, f32, true, 0.3, {399, 100}),
+      decode("D = 6, f16", 400, 3, 1, 6, DType::kF16, true, 0.3, {399}),
+      decode("D = 34", 400, 2, 2, 34, f32, false, 0.3, {399}),
+      decode("past the end of the keys", 100, 4, 2, 64, f32, true, 0.6, {120}),
+      decode("sharp", 1000, 4, 2, 64, f32, true, 0.3, {999}, 0, 60.0f),
+  };
+}
+
+}  // namespace
+
+TEST_CASE("sparse decode equals the masked fp64 oracle; pages that nobody lists are never touched") {
+  std::size_t hidden = 0;
+  for (const Case& c : decode_cases()) {
+    for (std::uint64_t seed = 1; seed <= 3; ++seed) {
+      INFO(c.name << ", seed " << seed);
+      const std::vector<HeadLists> lists = random_lists(c, seed);
+      const Problem problem = decode_problem(c, lists);
+      check_against(problem.decode(lists), problem.oracle());
+      hidden += problem.hidden();
+    }
+  }
+  CHECK(hidden > 1000);
+}
+
+TEST_CASE("all pages give the dense decode output") {
+  for (const bool shared : {true, false}) {
+    Case c{"full", 2500, 8, 2, 64, DType::kBF16, shared, 64, 1.0};
+    c.positions = {2499, 1777, 30};
+    const std::vector<HeadLists> lists = random_lists(c, 1);
+    const Problem problem = decode_problem(c, lists);
+    const Result dense = problem.dense_decode();
+    const Result sparse = problem.decode(lists);
+    CHECK(reference::relative_error(sparse.out, std::vector<double>(dense.out.begin(), dense.out.end())) <=
+          1e-5);
+    CHECK(reference::relative_error(sparse.lse, std::vector<double>(dense.lse.begin(), dense.lse.end())) <=
+          1e-5);
+  }
+}
+
+TEST_CASE("sparse decode gives the same bits on any number of threads") {
+  Case c{"long", 4000, 8, 2, 64, DType::kBF16, true, 64, 0.6};
+  c.positions = {3999, 3000};
+  const std::vector<HeadLists> lists = random_lists(c, 2);
+  const Problem problem = decode_problem(c, lists);
+  const int threads = omp_get_max_threads();
+  omp_set_num_threads(1);
+  const Result one = problem.decode(lists);
+  omp_set_num_threads(3);
+  const Result three = problem.decode(lists);
   omp_set_num_threads(threads);
   CHECK(one.out == three.out);
   CHECK(one.lse == three.lse);

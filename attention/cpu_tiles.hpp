@@ -16,11 +16,66 @@ HWY_BEFORE_NAMESPACE();
 namespace tessera {
 namespace HWY_NAMESPACE {
 
-// C (m, n) = factor · C + A (m, k) · B (k, n). A's element (i, j) lies at a[i · row_step + j · inner_step].
-struct TileProduct {
-  const float* a = nullptr;
+// The left operand A (m, k) of a product, as a matrix with strides: element (i, j) at data[i · row_step + j ·
+// inner_step]. A cursor walks along k beside kM neighbouring rows.
+struct StridedOperand {
+  const float* data = nullptr;
   std::size_t row_step = 0;
   std::size_t inner_step = 0;
+
+  struct Cursor {
+    const float* at;
+    std::size_t row_step;
+    std::size_t inner_step;
+    HWY_INLINE float operator[](int i) const { return at[i * row_step]; }
+    HWY_INLINE void next() { at += inner_step; }
+  };
+  template <int kM>
+  HWY_INLINE Cursor start(std::size_t row) const {
+    return {data + row * row_step, row_step, inner_step};
+  }
+};
+
+// Rows that lie anywhere in memory: element (i, j) at rows[i][j].
+struct RowsOperand {
+  const float* const* rows = nullptr;
+
+  template <int kM>
+  struct Cursor {
+    const float* at[kM];
+    std::size_t inner;
+    HWY_INLINE float operator[](int i) const { return at[i][inner]; }
+    HWY_INLINE void next() { ++inner; }
+  };
+  template <int kM>
+  HWY_INLINE Cursor<kM> start(std::size_t row) const {
+    Cursor<kM> cursor;
+    for (int i = 0; i < kM; ++i) cursor.at[i] = rows[row + i];
+    cursor.inner = 0;
+    return cursor;
+  }
+};
+
+// The transpose of such rows: element (i, j) at columns[j][i].
+struct ColumnsOperand {
+  const float* const* columns = nullptr;
+
+  struct Cursor {
+    const float* const* at;
+    std::size_t row;
+    HWY_INLINE float operator[](int i) const { return (*at)[row + i]; }
+    HWY_INLINE void next() { ++at; }
+  };
+  template <int kM>
+  HWY_INLINE Cursor start(std::size_t row) const {
+    return {columns, row};
+  }
+};
+
+// C (m, n) = factor · C + A (m, k) · B (k, n).
+template <class Operand>
+struct TileProduct {
+  Operand a;
   const float* b = nullptr;
   std::size_t b_stride = 0;
   float* c = nullptr;
@@ -31,8 +86,8 @@ struct TileProduct {
 };
 
 // kM rows of C by kN vectors of columns, held in registers.
-template <int kM, int kN>
-HWY_INLINE void multiply_registers(const TileProduct& p, std::size_t row, std::size_t column) {
+template <int kM, int kN, class Operand>
+HWY_INLINE void multiply_registers(const TileProduct<Operand>& p, std::size_t row, std::size_t column) {
   const Floats d;
   FloatVec sums[kM][kN];
   float* c = p.c + row * p.c_stride + column;
@@ -52,17 +107,16 @@ HWY_INLINE void multiply_registers(const TileProduct& p, std::size_t row, std::s
       for (int j = 0; j < kN; ++j) sums[i][j] = hn::Zero(d);
     }
   }
-  const float* a = p.a + row * p.row_step;
+  auto a = p.a.template start<kM>(row);
   const float* b = p.b + column;
-  const std::size_t row_step = p.row_step;
   for (std::size_t k = 0; k < p.inner; ++k) {
     FloatVec bs[kN];
     for (int j = 0; j < kN; ++j) bs[j] = hn::LoadU(d, b + j * kLanes);
     for (int i = 0; i < kM; ++i) {
-      const FloatVec value = hn::Set(d, a[i * row_step]);
+      const FloatVec value = hn::Set(d, a[i]);
       for (int j = 0; j < kN; ++j) sums[i][j] = hn::MulAdd(value, bs[j], sums[i][j]);
     }
-    a += p.inner_step;
+    a.next();
     b += p.b_stride;
   }
   for (int i = 0; i < kM; ++i) {
@@ -76,19 +130,29 @@ inline constexpr int kRegisterVectors = 4;
 inline constexpr int kRegisterVectors = 2;
 #endif
 
-template <int kM>
-HWY_INLINE void multiply_rows(const TileProduct& p, std::size_t row, std::size_t columns) {
+template <int kM, class Operand>
+HWY_INLINE void multiply_rows(const TileProduct<Operand>& p, std::size_t row, std::size_t columns) {
   std::size_t column = 0;
   for (; column + kRegisterVectors * kLanes <= columns; column += kRegisterVectors * kLanes) {
     multiply_registers<kM, kRegisterVectors>(p, row, column);
+  }
+  if constexpr (kRegisterVectors == 4) {
+    if (column + 2 * kLanes <= columns) {
+      multiply_registers<kM, 2>(p, row, column);
+      column += 2 * kLanes;
+    }
   }
   for (; column < columns; column += kLanes) multiply_registers<kM, 1>(p, row, column);
 }
 
 // Rows first … last − 1 of C over `columns` columns, a multiple of kLanes.
-HWY_INLINE void multiply_tile(const TileProduct& p, std::size_t first, std::size_t last,
+template <class Operand>
+HWY_INLINE void multiply_tile(const TileProduct<Operand>& p, std::size_t first, std::size_t last,
                               std::size_t columns) {
   std::size_t row = first;
+  if (columns == kLanes) {  // one vector a row: eight rows keep the multipliers busy
+    for (; row + 8 <= last; row += 8) multiply_rows<8>(p, row, columns);
+  }
   for (; row + 4 <= last; row += 4) multiply_rows<4>(p, row, columns);
   switch (last - row) {
     case 3:

@@ -261,9 +261,14 @@ TEST_CASE("pyramidkv gives layers fewer tokens the higher they are, with the sam
     const double tokens = e.settings.at("tokens"), slope = e.settings.at("slope");
     e.c.name += ", layer " + std::to_string(e.c.layer) + " of " + std::to_string(e.c.layers) + ", slope " +
                 std::to_string(slope);
-    // From (1 + slope) · tokens in the first layer to (1 − slope) · tokens in the last, rounded either way.
+    // From tokens + spread in the first layer down to tokens − spread in the last. The spread is less where
+    // the first would hold more than the prompt or the last less than what is forced, so that the mean stays.
+    const auto most = static_cast<double>(e.c.problem.tokens);
+    const auto least = static_cast<double>(reference::clipped(0, e.forced));
+    const double mean = std::clamp(tokens, least, most);
+    const double spread = std::min({slope * mean, most - mean, mean - least});
     const double along = e.c.layers == 1 ? 0.0 : 1 - 2.0 * e.c.layer / (e.c.layers - 1);
-    const double budget = tokens * (1 + slope * along);
+    const double budget = mean + spread * along;
     const auto scores =
         reference::pooled_token_scores(e.c.problem, e.window, e.pool, reference::OverGroup::kMean);
     const auto kept = lists_of(select_kept(e.c.input(), e.settings.build()));
@@ -350,4 +355,39 @@ TEST_CASE("quest reads the oracle's pages") {
     }
   }
   report.finish("quest");
+}
+
+TEST_CASE("topp_pages reads the fewest pages that cover its share") {
+  Report report;
+  for (int number = 0; number < 2 * kCases; ++number) {
+    Draw draw("topp_pages", number);
+    SelectCase c;
+    draw_shape(draw, c, 1, 1e6);
+    if (number % 2 == 1) {
+      fill_whole_numbers(draw, c, 16);
+      c.problem.scale = 0.125;
+    } else {
+      fill_gaussian(draw, c);
+    }
+    describe(c, "topp_pages", number);
+    Settings settings(Phase::kDecode, "topp_pages");
+    settings.set("coverage", draw.of({0.0, 0.1, 0.5, 0.77, 0.9, 0.95, 1.0}))
+        .set("floor", draw.one_in(2) ? 0.0 : draw_tokens(draw, c.problem.tokens, 16));
+    c.name += settings.text();
+    const auto scores = reference::page_softmax_scores(c.problem, c.step_query);
+    const auto got =
+        lists_of(select_pages(c.input(), c.step_query.data(), page_bounds(c.input()), settings.build()));
+    REQUIRE_MESSAGE(got.size() == c.problem.kv_heads, c.name);
+    const auto current = static_cast<std::int32_t>((c.problem.tokens - 1) / 16);
+    for (std::size_t list = 0; list < got.size(); ++list) {
+      REQUIRE_MESSAGE(!got[list].empty(), c.name);
+      CHECK_MESSAGE(got[list].back() == current, c.name << ": lacks the current page");
+      const std::vector<std::int32_t> others(got[list].begin(), got[list].end() - 1);
+      report.judge(
+          c, scores[list], std::vector<char>(scores[list].size(), 0),
+          reference::fewest_that_cover(scores[list], settings.at("coverage"), settings.whole("floor") / 16),
+          others, "list " + std::to_string(list));
+    }
+  }
+  report.finish("topp_pages");
 }

@@ -257,4 +257,46 @@ inline std::vector<Scores> page_bound_scores(const SelectProblem& p, const std::
   return all;
 }
 
+// topp_pages: a softmax over the pages before the current one of scale · bound, a query head, summed over the
+// group. The problem's group is the heads of one list. q: (H, D).
+inline std::vector<Scores> page_softmax_scores(const SelectProblem& p, const std::vector<float>& q) {
+  const std::vector<Scores> bounds = page_bound_scores(p, q, true);
+  const std::size_t pages = (p.tokens - 1) / 16;
+  std::vector<Scores> all(p.kv_heads,
+                          Scores{std::vector<double>(pages, 0.0), std::vector<double>(pages, 0.0)});
+  for (std::size_t head = 0; head < p.heads && pages > 0; ++head) {
+    const std::vector<double>& bound = bounds[head].value;
+    const double largest =
+        *std::max_element(bound.begin(), bound.begin() + static_cast<std::ptrdiff_t>(pages));
+    double sum = 0;
+    for (std::size_t page = 0; page < pages; ++page) sum += std::exp(p.scale * (bound[page] - largest));
+    for (std::size_t page = 0; page < pages; ++page) {
+      const double share = std::exp(p.scale * (bound[page] - largest)) / sum;
+      // A logit of ten or more is itself uncertain by more than its exponential is.
+      const double terms = p.scale * bounds[head].slack[page] / (kMargin / 2);
+      all[head / p.group()].value[page] += share;
+      all[head / p.group()].slack[page] += share * kMargin / 2 * std::max(1.0, terms / 10) + kFixedStep;
+    }
+  }
+  return all;
+}
+
+// The fewest in order of score that hold at least `coverage` of the whole, and no fewer than `least`; all
+// at 1.
+inline Count fewest_that_cover(const Scores& scores, double coverage, std::size_t least) {
+  std::vector<double> sorted = scores.value;
+  std::sort(sorted.begin(), sorted.end(), std::greater<>());
+  double total = 0;
+  for (double value : sorted) total += value;
+  const auto count = [&](double share) {
+    std::size_t n = 0;
+    double running = 0;
+    while (n < sorted.size() && running < share * total) running += sorted[n++];
+    return std::max(least, n);
+  };
+  if (coverage >= 1) return exactly(sorted.size());
+  const double slack = kMargin / 2;
+  return {count(coverage - slack), count(coverage), count(coverage + slack)};
+}
+
 }  // namespace reference

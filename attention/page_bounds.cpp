@@ -1,0 +1,135 @@
+#include <algorithm>
+#include <limits>
+
+#include "attention/page_scores.hpp"
+#include "attention/select.hpp"
+#include "runtime/core/error.hpp"
+#include "runtime/core/simd_targets.hpp"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attention/page_bounds.cpp"
+#include <hwy/foreach_target.h>
+
+#include "runtime/core/simd_inl.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace tessera {
+namespace HWY_NAMESPACE {
+
+// Pages lie in the lanes, so that each score is one chain of additions over d whatever the width of a vector.
+void score_pages_of_target(const PageScoreParams& p) {
+  const Floats d;
+  const hn::RebindToSigned<Floats> di;
+  const std::size_t pages = static_cast<std::size_t>(p.pages);
+  const std::size_t head_dim = static_cast<std::size_t>(p.head_dim);
+  const FloatVec scale = hn::Set(d, p.scale);
+  HWY_ALIGN float lanes[kLanes];
+  for (std::size_t first = 0; first < pages; first += kLanes) {
+    const std::size_t count = std::min(pages - first, kLanes);
+    // Lanes past the end read the last page again.
+    const auto rows = hn::Min(hn::Iota(di, 0), hn::Set(di, static_cast<std::int32_t>(count) - 1));
+    const auto offsets = hn::Mul(rows, hn::Set(di, static_cast<std::int32_t>(head_dim)));
+    const float* lowest = p.lowest + first * head_dim;
+    const float* highest = p.highest + first * head_dim;
+    FloatVec sums = hn::Zero(d);
+    for (std::size_t i = 0; i < head_dim; ++i) {
+      sums = hn::MulAdd(hn::Set(d, p.positive[i]), hn::GatherIndex(d, highest + i, offsets), sums);
+      sums = hn::MulAdd(hn::Set(d, p.negative[i]), hn::GatherIndex(d, lowest + i, offsets), sums);
+    }
+    hn::Store(hn::Mul(sums, scale), d, lanes);
+    std::copy_n(lanes, count, p.scores + first);
+  }
+}
+
+void exponentiate_of_target(std::span<float> scores, float maximum) {
+  const Floats d;
+  const FloatVec log2_e = hn::Set(d, 1.4426950408889634f);
+  const FloatVec offset = hn::Set(d, maximum);
+  HWY_ALIGN float lanes[kLanes];
+  for (std::size_t first = 0; first < scores.size(); first += kLanes) {
+    const std::size_t count = std::min(scores.size() - first, kLanes);
+    std::fill(std::copy_n(scores.data() + first, count, lanes), lanes + kLanes, maximum);
+    const FloatVec x = hn::Sub(hn::Load(d, lanes), offset);
+    hn::Store(exp2_of(hn::Mul(x, log2_e)), d, lanes);
+    std::copy_n(lanes, count, scores.data() + first);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace tessera
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace tessera {
+
+HWY_EXPORT(score_pages_of_target);
+HWY_EXPORT(exponentiate_of_target);
+
+void score_pages(const PageScoreParams& p) {
+  HWY_DYNAMIC_DISPATCH(score_pages_of_target)(p);
+}
+
+void exponentiate_scores(std::span<float> scores, float maximum) {
+  HWY_DYNAMIC_DISPATCH(exponentiate_of_target)(scores, maximum);
+}
+
+Fixed sum_fixed(std::span<const float> values) {
+  Fixed sum = 0;
+  for (float value : values) sum += to_fixed(value);
+  return sum;
+}
+
+void add_shares(std::span<const float> exponentials, Fixed denominator, std::span<Fixed> importance) {
+  const float total = static_cast<float>(from_fixed(denominator));
+  for (std::size_t i = 0; i < exponentials.size(); ++i) importance[i] += to_fixed(exponentials[i] / total);
+}
+
+SplitQuery split_query(const float* q, int heads, int head_dim) {
+  SplitQuery split;
+  for (int d = 0; d < head_dim; ++d) {
+    if (heads == 1) {
+      split.positive.push_back(std::max(q[d], 0.0f));
+      split.negative.push_back(std::min(q[d], 0.0f));
+      continue;
+    }
+    Fixed positive = 0;
+    Fixed negative = 0;
+    for (int head = 0; head < heads; ++head) {
+      const float value = q[static_cast<std::int64_t>(head) * head_dim + d];
+      (value > 0 ? positive : negative) += to_fixed(value);
+    }
+    split.positive.push_back(static_cast<float>(from_fixed(positive)));
+    split.negative.push_back(static_cast<float>(from_fixed(negative)));
+  }
+  return split;
+}
+
+PageBounds page_bounds(const SelectInput& input) {
+  PageBounds bounds;
+  bounds.pages = input.tokens / kPageTokens;
+  bounds.kv_heads = input.kv_heads;
+  bounds.head_dim = input.head_dim;
+  const std::size_t size = static_cast<std::size_t>(bounds.pages) * input.kv_heads * input.head_dim;
+  bounds.lowest.resize(size);
+  bounds.highest.resize(size);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t i = 0; i < bounds.pages * input.kv_heads; ++i) {
+    const int kv_head = static_cast<int>(i / bounds.pages);
+    const std::int64_t first = i % bounds.pages * kPageTokens;
+    float* lowest = bounds.lowest.data() + i * input.head_dim;
+    float* highest = bounds.highest.data() + i * input.head_dim;
+    std::copy_n(input.key(first, kv_head), input.head_dim, lowest);
+    std::copy_n(input.key(first, kv_head), input.head_dim, highest);
+    for (std::int64_t token = first + 1; token < first + kPageTokens; ++token) {
+      const float* key = input.key(token, kv_head);
+      for (int d = 0; d < input.head_dim; ++d) {
+        lowest[d] = std::min(lowest[d], key[d]);
+        highest[d] = std::max(highest[d], key[d]);
+      }
+    }
+  }
+  return bounds;
+}
+
+}  // namespace tessera
+#endif  // HWY_ONCE

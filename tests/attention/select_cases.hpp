@@ -195,11 +195,13 @@ class Settings {
 // What a method's cases add up to.
 struct Report {
   reference::Tally gaussian;
-  int exact = 0;     // choices that had to agree bit for bit
+  int open = 0;   // gaussian choices that forced units and the number of units do not settle
+  int exact = 0;  // choices that had to agree bit for bit
+  int tied =
+      0;  // of those, the ones where only the lower index tells the last unit taken from one that was left
   int unproven = 0;  // few-bit cases whose boundary is not clear: judged with the margin
 
-  // With the margin, or bit for bit where the case is exact and its boundary clear. `competing` are all lists
-  // that share a budget with this one.
+  // With the margin, or bit for bit where the case is exact and its boundary clear.
   void judge(const SelectCase& c, reference::Scores scores, const std::vector<char>& forced,
              reference::Count budget, const std::vector<std::int32_t>& got, const std::string& what) {
     bool bit_for_bit = false;
@@ -209,7 +211,16 @@ struct Report {
       bit_for_bit = budget.least == budget.most && reference::border_is_clear(snapped, forced, budget.want);
       if (bit_for_bit) scores = snapped;
     }
-    const reference::Verdict verdict = reference::judge(scores, forced, budget, got);
+    count(c, bit_for_bit, reference::judge(scores, forced, budget, got), what);
+    if (bit_for_bit) {
+      tied += reference::border_is_tied(scores, forced, budget.want);
+    } else if (!c.exact) {
+      open += reference::is_open(forced, budget.want);
+    }
+  }
+
+  void count(const SelectCase& c, bool bit_for_bit, const reference::Verdict& verdict,
+             const std::string& what) {
     CHECK_MESSAGE(verdict.right, c.name << ": " << what << ": " << verdict.fault);
     if (bit_for_bit) {
       ++exact;
@@ -221,12 +232,16 @@ struct Report {
     }
   }
 
-  // The margin must be the exception, or it would hide faults.
+  // The margin must be the exception, or it would hide faults; and choices must have been made, ties broken.
   void finish(std::string_view method) const {
-    MESSAGE(method << ": " << gaussian.by_margin << " of " << gaussian.choices << " choices by the margin, "
-                   << exact << " bit for bit, " << unproven << " few-bit ones without a clear boundary");
+    MESSAGE(method << ": " << gaussian.by_margin << " of " << gaussian.choices << " choices (" << open
+                   << " open) by the margin; " << exact << " bit for bit, " << tied
+                   << " with a tie at the boundary, " << unproven
+                   << " few-bit ones without a clear boundary");
     CHECK(gaussian.by_margin * 50 <= gaussian.choices);
     CHECK(unproven * 5 <= exact);
+    CHECK(open >= 100);
+    CHECK(tied >= 50);
   }
 };
 

@@ -92,7 +92,7 @@ void check_columns_and_diagonals(
 
 SelectCase window_case(std::string_view method, int number, bool exact, Draw& draw, double window) {
   SelectCase c;
-  draw_shape(draw, c, window, 3e6);
+  draw_shape(draw, c, window, 1.5e6);
   if (exact) {
     fill_ties(draw, c, draw.one_in(4));
   } else {
@@ -240,7 +240,7 @@ TEST_CASE("block_sparse keeps the oracle's blocks at every edge") {
       Draw draw("block_sparse " + std::to_string(edge), number);
       SelectCase c;
       c.exact = number % 2 == 1;
-      draw_shape(draw, c, static_cast<double>(edge), 2e7);
+      draw_shape(draw, c, static_cast<double>(edge), 1e7);
       if (c.exact) {
         // The last block holds a power of two of tokens, so that its mean is exact.
         std::size_t rest = c.problem.tokens % edge;

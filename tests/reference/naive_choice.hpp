@@ -179,4 +179,18 @@ inline bool border_is_clear(const Scores& scores, const std::vector<char>& force
   });
 }
 
+// The budget leaves something to choose.
+inline bool is_open(const std::vector<char>& forced, std::size_t budget) {
+  const std::size_t n = clipped(budget, forced);
+  return n > clipped(0, forced) && n < forced.size();
+}
+
+// The last unit taken and the first one left have the same score.
+inline bool border_is_tied(const Scores& scores, const std::vector<char>& forced, std::size_t budget) {
+  if (!is_open(forced, budget)) return false;
+  const std::vector<std::int32_t> order = ranking(scores, forced);
+  const std::size_t n = clipped(budget, forced);
+  return scores.value[order[n - 1]] == scores.value[order[n]];
+}
+
 }  // namespace reference

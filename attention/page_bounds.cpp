@@ -10,7 +10,7 @@
 #define HWY_TARGET_INCLUDE "attention/page_bounds.cpp"
 #include <hwy/foreach_target.h>
 
-#include "runtime/core/simd_inl.hpp"
+#include "attention/softmax_tiles.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace tessera {
@@ -43,14 +43,12 @@ void score_pages_of_target(const PageScoreParams& p) {
 
 void exponentiate_of_target(std::span<float> scores, float maximum) {
   const Floats d;
-  const FloatVec log2_e = hn::Set(d, 1.4426950408889634f);
   const FloatVec offset = hn::Set(d, maximum);
   HWY_ALIGN float lanes[kLanes];
   for (std::size_t first = 0; first < scores.size(); first += kLanes) {
     const std::size_t count = std::min(scores.size() - first, kLanes);
     std::fill(std::copy_n(scores.data() + first, count, lanes), lanes + kLanes, maximum);
-    const FloatVec x = hn::Sub(hn::Load(d, lanes), offset);
-    hn::Store(exp2_of(hn::Mul(x, log2_e)), d, lanes);
+    hn::Store(exp_of(hn::Sub(hn::Load(d, lanes), offset)), d, lanes);
     std::copy_n(lanes, count, scores.data() + first);
   }
 }

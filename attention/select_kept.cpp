@@ -3,7 +3,6 @@
 #include "attention/kept_tokens.hpp"
 #include "attention/select.hpp"
 #include "attention/window_scores.hpp"
-#include "runtime/core/error.hpp"
 
 namespace tessera {
 namespace {
@@ -58,15 +57,12 @@ HeadLists select_kept(const SelectInput& input, const MethodSettings& settings) 
     return keep_fixed(input, {settings.whole("sinks"), settings.whole("window")});
   }
 
-  const std::int64_t pool = settings.whole("pool");
-  if (pool % 2 == 0)
-    throw UsageError("--set {}.pool={}: must be odd, for a key to be the middle of its pool", method.name,
-                     pool);
   const ForcedTokens forced{settings.whole("sinks"), settings.whole("recent")};
   const bool adaptive_heads = method.budget == BudgetRule::kAdaptiveHeads;
   const std::vector<Fixed> importance = window_importance(
       input, settings.whole("window"), adaptive_heads ? GroupRule::kMaximum : GroupRule::kSum);
-  const std::vector<Fixed> pooled = pooled_importance(importance, input.kv_heads, static_cast<int>(pool));
+  const std::vector<Fixed> pooled =
+      pooled_importance(importance, input.kv_heads, static_cast<int>(settings.whole("pool")));
 
   std::int64_t tokens = settings.whole("tokens");
   if (adaptive_heads) return keep_adaptive(pooled, input.kv_heads, tokens, settings.real("share"), forced);

@@ -1,28 +1,15 @@
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
-#include <numeric>
 
 #include "attention/page_scores.hpp"
 #include "attention/select.hpp"
+#include "attention/top_units.hpp"
 #include "runtime/core/error.hpp"
 
 namespace tessera {
 namespace {
-
-// Indices in order of value, ties to the lower index. The first `count` are sorted, the rest are not.
-template <typename Value>
-std::vector<std::int32_t> order_highest(std::span<const Value> values, std::size_t count) {
-  std::vector<std::int32_t> order(values.size());
-  std::iota(order.begin(), order.end(), 0);
-  const auto middle = order.begin() + static_cast<std::ptrdiff_t>(std::min(count, order.size()));
-  std::partial_sort(order.begin(), middle, order.end(), [values](std::int32_t a, std::int32_t b) {
-    const Value x = values[static_cast<std::size_t>(a)];
-    const Value y = values[static_cast<std::size_t>(b)];
-    return x > y || (x == y && a < b);
-  });
-  return order;
-}
 
 struct Candidates {
   const SelectInput* input = nullptr;
@@ -64,33 +51,28 @@ std::vector<Fixed> importance_of(const Candidates& c, const float* queries, int 
 }  // namespace
 
 std::vector<std::int32_t> highest_scores(std::span<const float> scores, std::int64_t count) {
-  std::vector<float> ranked(scores.begin(), scores.end());
-  for (float& score : ranked) {
-    if (std::isnan(score)) score = -std::numeric_limits<float>::infinity();
+  std::vector<std::int32_t> ranks;
+  ranks.reserve(scores.size());
+  for (float score : scores) {
+    ranks.push_back(std::isnan(score) ? std::numeric_limits<std::int32_t>::min() : ordered_bits(score));
   }
-  const std::size_t kept = std::min(static_cast<std::size_t>(count), scores.size());
-  std::vector<std::int32_t> order = order_highest<float>(ranked, kept);
-  order.resize(kept);
-  std::sort(order.begin(), order.end());
-  return order;
+  return top_units<std::int32_t>(ranks, count);
 }
 
 std::vector<std::int32_t> cover_importance(std::span<const Fixed> importance, double coverage,
                                            std::int64_t least) {
-  const std::size_t all = importance.size();
-  if (coverage >= 1) least = static_cast<std::int64_t>(all);
-  std::vector<std::int32_t> order = order_highest<Fixed>(importance, all);
+  const std::int64_t all = static_cast<std::int64_t>(importance.size());
+  if (coverage >= 1) return top_units(importance, all);
+  std::vector<Fixed> sorted(importance.begin(), importance.end());
+  std::sort(sorted.begin(), sorted.end(), std::greater<>());
   Fixed total = 0;
   for (Fixed value : importance) total += value;
   const double wanted = coverage * static_cast<double>(total);
-  std::size_t kept = 0;
-  Fixed held = 0;
-  while (kept < all && (static_cast<std::int64_t>(kept) < least || static_cast<double>(held) < wanted)) {
-    held += importance[static_cast<std::size_t>(order[kept++])];
+  std::int64_t count = 0;
+  for (Fixed held = 0; count < all && static_cast<double>(held) < wanted; ++count) {
+    held += sorted[static_cast<std::size_t>(count)];
   }
-  order.resize(kept);
-  std::sort(order.begin(), order.end());
-  return order;
+  return top_units(importance, std::max(count, least));
 }
 
 HeadLists select_pages(const SelectInput& input, const float* q, const PageBounds& bounds,

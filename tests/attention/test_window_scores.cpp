@@ -174,7 +174,6 @@ TEST_CASE("passes over shards of the keys give the bits of one call") {
 
 TEST_CASE("scores past what a thread keeps are computed again to the same sums") {
   // 40,000 keys are more than the 32,768 whose scores a task keeps.
-  // with shards.
   Case c(40000, 3, 1, 1, 4);
   Sums whole(c.problem, c.problem.keys);
   window_sums(c.problem, whole.pointers());

@@ -15,6 +15,7 @@
 #include "jobs/eval.hpp"
 #include "jobs/info.hpp"
 #include "jobs/options.hpp"
+#include "jobs/select_command.hpp"
 #include "jobs/trace_command.hpp"
 #include "parallel/agreement.hpp"
 #include "parallel/mpi_session.hpp"
@@ -142,6 +143,7 @@ int run_alone(const ParsedCommand& command) {
     return 0;
   }
   if (const auto* trace = std::get_if<TraceOptions>(&command)) return run_trace(*trace);
+  if (const auto* select = std::get_if<SelectOptions>(&command)) return run_select(*select);
   return run_bench(std::get<BenchOptions>(command));
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "attention/method.hpp"
 #include "jobs/option_set.hpp"
 #include "jobs/tasks/task.hpp"
 #include "runtime/core/error.hpp"
@@ -239,6 +240,59 @@ OptionSet trace_options(TraceOptions& o) {
   return set;
 }
 
+// "streaming, vertical_slash, ...": the methods of a phase.
+std::string method_names(Phase phase) {
+  std::vector<std::string_view> names;
+  for (const Method& method : all_methods()) {
+    if (method.phase == phase) names.push_back(method.name);
+  }
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+OptionSet select_options(SelectOptions& o) {
+  OptionSet set(
+      "select",
+      "Runs one method on given queries and keys (HDF5: q (H,S,D), k (K,S,D), optionally v; float32, or "
+      "bf16 as uint16) and writes what it decided, the Selection, its density by head and, with v, the "
+      "attention output and log-sum-exp.",
+      "tessera select --input qk.h5 --prefill vertical_slash --set vertical_slash.columns=512 "
+      "--output sel.h5");
+  set.text("input", &o.input, "FILE.h5", "arrays q, k and perhaps v").required = true;
+  set.text("output", &o.output, "FILE.h5", "the file to write").required = true;
+  set.text("prefill", &o.prefill, "METHOD", "a prefill method: " + method_names(Phase::kPrefill));
+  set.text("decode", &o.decode, "METHOD",
+           "a decode method, for the last query: " + method_names(Phase::kDecode));
+  set.settings("set", &o.settings, "a native parameter of the method, METHOD.NAME=VALUE; may be repeated");
+  set.flag("share-group", &o.share_group, "one list for all query heads of a KV head");
+  set.custom("scale", OptionKind::kText, "X", "head_dim^-0.5", "factor of the scores",
+             [&o](const OptionValue& value) {
+               const std::optional<double> scale = parse_real(value.words.front());
+               if (!scale || *scale <= 0) {
+                 throw UsageError("{}: '{}' is not a number above 0", value.where, value.words.front());
+               }
+               o.scale = *scale;
+             });
+  set.integer("layer", &o.layer, 0, 1023, "the layer that the arrays are of, for pyramidkv");
+  set.integer("layers", &o.layers, 1, 1024, "layers of the model, for pyramidkv");
+  add_threads(set, &o.threads);
+  return set;
+}
+
+void check_select(const SelectOptions& o) {
+  if (o.prefill.empty() == o.decode.empty()) {
+    throw UsageError("select: name one method, by --prefill or by --decode");
+  }
+  if (o.layer >= o.layers) throw UsageError("--layer {} is not below --layers {}", o.layer, o.layers);
+  const Phase phase = o.prefill.empty() ? Phase::kDecode : Phase::kPrefill;
+  const Method& method = find_method(phase, o.prefill.empty() ? o.decode : o.prefill);
+  for (const auto& [key, value] : o.settings) {
+    if (!key.starts_with(fmt::format("{}.", method.name))) {
+      throw UsageError("--set {}={}: is no parameter of {}", key, value, method.name);
+    }
+  }
+  MethodSettings(method, o.settings);
+}
+
 OptionSet bench_options(BenchOptions& o) {
   struct Text {
     const char* name;
@@ -276,6 +330,7 @@ struct CommandName {
 constexpr CommandName kCommands[] = {
     {"info", "the build and the machine"},
     {"eval", "run tasks on a model, with a journal and a trace"},
+    {"select", "run one method on queries and keys from a file"},
     {"trace check", "read traces whole and report what is wrong"},
     {"trace rebuild", "make a trace again from its journal"},
     {"trace export", "write the tables of a trace as CSV or JSON lines"},
@@ -378,6 +433,12 @@ ParsedCommand parse_command_line(int argc, const char* const* argv) {
     std::string config;
     ParsedCommand parsed = parse(eval_options(options, config), options);
     if (const auto* eval = std::get_if<EvalOptions>(&parsed)) check_eval(*eval);
+    return parsed;
+  }
+  if (command == "select") {
+    SelectOptions options;
+    ParsedCommand parsed = parse(select_options(options), options);
+    if (const auto* select = std::get_if<SelectOptions>(&parsed)) check_select(*select);
     return parsed;
   }
   const std::string action = command.substr(command.find(' ') + 1);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <variant>
 #include <vector>
@@ -92,12 +93,27 @@ struct BenchOptions {
   bool json = false;
 };
 
+// One method on arrays from a file: exactly one of prefill and decode names it.
+struct SelectOptions {
+  std::string input;   // HDF5 with q, k and perhaps v
+  std::string output;  // HDF5 to write
+  std::string prefill;
+  std::string decode;
+  std::map<std::string, std::string> settings;  // --set METHOD.NAME=VALUE
+  bool share_group = false;
+  double scale = 0;  // of the scores; 0: head_dim^-0.5
+  int layer = 0;     // of `layers`: pyramidkv
+  int layers = 1;
+  int threads = 0;
+};
+
 // Text to print on standard output, after which the command is done (--help, --version).
 struct PrintText {
   std::string text;
 };
 
-using ParsedCommand = std::variant<PrintText, InfoOptions, EvalOptions, TraceOptions, BenchOptions>;
+using ParsedCommand =
+    std::variant<PrintText, InfoOptions, EvalOptions, TraceOptions, BenchOptions, SelectOptions>;
 
 // UsageError: one line that names the option (or FILE:LINE: KEY), both values, and what to do.
 ParsedCommand parse_command_line(int argc, const char* const* argv);

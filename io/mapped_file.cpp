@@ -5,7 +5,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -35,15 +34,6 @@ class Descriptor {
                         errno_text(error_number));
   }
   throw InputError("{}: cannot open: {}; check the path and its permissions", path, errno_text(error_number));
-}
-
-// madvise wants a page-aligned start. Hints only: the result does not matter.
-void advise(const std::byte* data, std::size_t size, std::size_t begin, std::size_t bytes, int advice) {
-  if (begin >= size || bytes == 0) return;
-  static const std::size_t page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-  const std::size_t end = begin + std::min(bytes, size - begin);
-  const std::size_t aligned = begin - begin % page;
-  ::madvise(const_cast<std::byte*>(data) + aligned, end - aligned, advice);
 }
 
 }  // namespace
@@ -98,18 +88,6 @@ void MappedFile::release() noexcept {
   if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
   data_ = nullptr;
   size_ = 0;
-}
-
-void MappedFile::advise_sequential(std::size_t begin, std::size_t bytes) const {
-  advise(data_, size_, begin, bytes, MADV_SEQUENTIAL);
-}
-
-void MappedFile::populate(std::size_t begin, std::size_t bytes) const {
-#ifdef MADV_POPULATE_READ  // Linux 5.14 and later
-  advise(data_, size_, begin, bytes, MADV_POPULATE_READ);
-#else
-  advise(data_, size_, begin, bytes, MADV_WILLNEED);
-#endif
 }
 
 }  // namespace tessera

@@ -26,12 +26,6 @@ class MappedFile {
   std::size_t size() const { return size_; }
   const std::string& path() const { return path_; }
 
-  // Hints over bytes [begin, begin + bytes), clipped to the file. They never fail: a kernel that does not
-  // know one ignores it.
-  void advise_sequential(std::size_t begin,
-                         std::size_t bytes) const;            // read ahead further, drop behind sooner
-  void populate(std::size_t begin, std::size_t bytes) const;  // fault the pages in now, in one system call
-
  private:
   void release() noexcept;
 

@@ -209,13 +209,6 @@ BuildInfo collect_build_info() {
   return info;
 }
 
-nlohmann::json to_json(const HostInfo& host) {
-  return nlohmann::json(host_json(host));
-}
-nlohmann::json to_json(const BuildInfo& build) {
-  return nlohmann::json(build_json(build));
-}
-
 void run_info(const InfoOptions& options, Communicator& world, std::ostream& out) {
   Json mine = host_json(collect_host_info());
   mine["cuda"] = cuda_json(query_cuda());

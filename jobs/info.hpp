@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <iosfwd>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 
 #include "jobs/options.hpp"
@@ -45,9 +44,6 @@ struct BuildInfo {
   std::string cuda_compiler;  // empty: built without CUDA
 };
 BuildInfo collect_build_info();
-
-nlohmann::json to_json(const HostInfo& host);
-nlohmann::json to_json(const BuildInfo& build);
 
 // Called by every rank; rank 0 writes.
 void run_info(const InfoOptions& options, Communicator& world, std::ostream& out);

@@ -164,7 +164,8 @@ std::vector<AttemptRank> gather_attempt(const EvalOptions& options, MpiSession& 
   rank.host = host.host;
   rank.device_name = host.device_name;
   rank.pci = host.pci;
-  rank.numa = host.numa.empty() ? -1 : std::atoll(host.numa.c_str());
+  const bool one_node = host.numa.find_first_not_of("0123456789") == std::string::npos;
+  rank.numa = host.numa.empty() || !one_node ? -1 : std::atoll(host.numa.c_str());
   rank.tp = grid.place.tp;
   rank.sp = grid.place.sp;
   rank.dp = grid.place.dp;

@@ -197,10 +197,6 @@ void MpiSession::abort(ExitCode code) {
   std::_Exit(static_cast<int>(code));
 }
 
-std::unique_ptr<MessageChannel> make_message_channel(MpiSession& session) {
-  return session.message_channel();
-}
-
 // Not prctl(PR_SET_PDEATHSIG): the kernel sends that signal when the *thread* that forked us ends, and a
 // launcher may fork from a thread that it later ends. A look at the parent four times a second has no such
 // trap.

@@ -64,7 +64,6 @@ class MpiSession {  // move-only
 
 Grid make_grid(MpiSession& session,
                const GridShape& shape);  // collective; communicators of one rank are local
-std::unique_ptr<MessageChannel> make_message_channel(MpiSession& session);  // collective
 
 // From now on this process is killed within a second of its parent's end, whatever its other threads do: no
 // rank outlives a killed mpirun.

@@ -1,9 +1,7 @@
 #include "runtime/core/memory.hpp"
 
 #include <sys/resource.h>
-#include <unistd.h>
 
-#include <cstdio>
 #include <cstdlib>
 #include <utility>
 
@@ -76,15 +74,6 @@ float* FloatScratch::at_least(std::size_t count) {
     buffer_ = Buffer(count * sizeof(float), kind_, *meter_);
   }
   return buffer_.floats();
-}
-
-std::int64_t resident_bytes() {
-  std::FILE* file = std::fopen("/proc/self/statm", "r");
-  if (file == nullptr) return 0;
-  long long total = 0, resident = 0;
-  const int fields = std::fscanf(file, "%lld %lld", &total, &resident);
-  std::fclose(file);
-  return fields == 2 ? resident * sysconf(_SC_PAGESIZE) : 0;
 }
 
 std::int64_t peak_resident_bytes() {

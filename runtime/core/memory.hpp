@@ -69,7 +69,6 @@ class FloatScratch {
   Buffer buffer_;
 };
 
-std::int64_t resident_bytes();       // of this process, now
 std::int64_t peak_resident_bytes();  // of this process, so far
 
 }  // namespace tessera

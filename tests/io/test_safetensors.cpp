@@ -201,7 +201,6 @@ TEST_CASE(
                  "pipe"));  // and does not wait for a writer
   const MappedFile empty = MappedFile::open(dir.write("empty", ""));
   CHECK(empty.size() == 0);
-  empty.populate(0, 10);
 
   const std::string bytes(10'000, 'q');
   MappedFile first = MappedFile::open(dir.write("file", bytes));
@@ -209,10 +208,6 @@ TEST_CASE(
   second = std::move(first);
   CHECK(second.path() == dir / "file");
   REQUIRE(second.size() == bytes.size());
-  second.populate(4'999, 1);
-  second.populate(9'999, ~std::size_t{0});
-  second.advise_sequential(5'000, 4'000);
-  second.advise_sequential(20'000, 4'000);
   CHECK(std::memcmp(second.data(), bytes.data(), bytes.size()) == 0);
 }
 

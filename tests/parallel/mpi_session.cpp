@@ -119,7 +119,7 @@ TEST_CASE("run_agreed: all fail alike, no prefix") {
 
 TEST_CASE("messages of all sizes arrive whole and in order") {
   MpiSession session = start();
-  const auto channel = make_message_channel(session);
+  const auto channel = session.message_channel();
   CHECK_FALSE(channel->poll().has_value());
   session.world()->barrier();  // nobody sends before all have looked
   const int next = (session.rank() + 1) % session.size();
@@ -142,7 +142,7 @@ TEST_CASE("messages of all sizes arrive whole and in order") {
 
 TEST_CASE("a queue served by a thread of rank 0 hands out each sample once, while collectives run") {
   MpiSession session = start();
-  const auto channel = make_message_channel(session);
+  const auto channel = session.message_channel();
   const auto world = session.world();
   constexpr int kSamples = 100;
 

@@ -63,10 +63,8 @@ void pool_block(const float* x, std::int64_t rows, std::size_t stride, std::size
 }
 
 void score_pooled(const PooledProduct& p) {
-  TileProduct product;
-  product.a = p.q;
-  product.row_step = p.head_dim;
-  product.inner_step = 1;
+  TileProduct<StridedOperand> product;
+  product.a = {p.q, static_cast<std::size_t>(p.head_dim), 1};
   product.b = p.keys;
   product.b_stride = p.stride;
   product.c = p.scores;
@@ -95,10 +93,9 @@ inline void score_groups(const AntidiagonalProblem& p, int head, std::int64_t fi
   for (std::int64_t begin = 0; begin < visible; begin += kChunk) {
     const std::int64_t end = std::min(begin + kChunk, visible);
     for (std::int64_t u = 0; u < p.stride; ++u) {
-      TileProduct product;
-      product.a = p.k + (begin * p.stride + u) * key_row + kv_head * p.head_dim;
-      product.row_step = static_cast<std::size_t>(p.stride * key_row);
-      product.inner_step = 1;
+      TileProduct<StridedOperand> product;
+      product.a = {p.k + (begin * p.stride + u) * key_row + kv_head * p.head_dim,
+                   static_cast<std::size_t>(p.stride * key_row), 1};
       product.b = queries + u * p.head_dim * static_cast<std::int64_t>(kTileRows);
       product.b_stride = kTileRows;
       product.c = scores + begin * static_cast<std::int64_t>(kTileRows);

@@ -67,10 +67,9 @@ inline void load_queries(const WindowProblem& p, const WindowTask& t) {
 // Scaled scores of one chunk, −inf where the causal mask hides the key.
 inline void score_chunk(const WindowProblem& p, const WindowTask& t, const WindowTile& tile) {
   const std::int64_t first = tile.chunk * kWindowChunk;
-  TileProduct product;
-  product.a = p.k + (first * p.kv_heads + t.head / (p.heads / p.kv_heads)) * p.head_dim;
-  product.row_step = static_cast<std::size_t>(p.kv_heads) * static_cast<std::size_t>(p.head_dim);
-  product.inner_step = 1;
+  TileProduct<StridedOperand> product;
+  product.a = {p.k + (first * p.kv_heads + t.head / (p.heads / p.kv_heads)) * p.head_dim,
+               static_cast<std::size_t>(p.kv_heads) * static_cast<std::size_t>(p.head_dim), 1};
   product.b = t.queries;
   product.b_stride = kTileRows;
   product.c = tile.scores;

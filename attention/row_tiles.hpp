@@ -73,17 +73,53 @@ inline std::int64_t place_of(const PrefillAttentionParams& p, const RowSpan& spa
   return (span.first + row / span.heads) * p.heads + span.first_head + row % span.heads;
 }
 
+// out[j][i] = factors[j] · in[i][j], i, j < 4.
+HWY_INLINE void transpose_four(const float* const (&in)[4], const float* factors, float* const (&out)[4]) {
+#if HWY_TARGET == HWY_SCALAR
+  for (int i = 0; i < 4; ++i) {
+    for (int j = 0; j < 4; ++j) out[j][i] = in[i][j] * factors[j];
+  }
+#else
+  const hn::FixedTag<float, 4> d;
+  const hn::FixedTag<double, 2> pairs;
+  const auto factor = hn::LoadU(d, factors);
+  const auto a = hn::Mul(hn::LoadU(d, in[0]), factor);
+  const auto b = hn::Mul(hn::LoadU(d, in[1]), factor);
+  const auto c = hn::Mul(hn::LoadU(d, in[2]), factor);
+  const auto e = hn::Mul(hn::LoadU(d, in[3]), factor);
+  const auto ab = hn::BitCast(pairs, hn::InterleaveLower(d, a, b));
+  const auto ce = hn::BitCast(pairs, hn::InterleaveLower(d, c, e));
+  const auto ab_high = hn::BitCast(pairs, hn::InterleaveUpper(d, a, b));
+  const auto ce_high = hn::BitCast(pairs, hn::InterleaveUpper(d, c, e));
+  hn::StoreU(hn::BitCast(d, hn::InterleaveLower(pairs, ab, ce)), d, out[0]);
+  hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(pairs, ab, ce)), d, out[1]);
+  hn::StoreU(hn::BitCast(d, hn::InterleaveLower(pairs, ab_high, ce_high)), d, out[2]);
+  hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(pairs, ab_high, ce_high)), d, out[3]);
+#endif
+}
+
 inline void load_tile(const PrefillAttentionParams& p, const RowSpan& span, RowTile& tile) {
   const std::size_t head_dim = static_cast<std::size_t>(p.kv.head_dim);
   const float scale = p.scale * 1.4426950408889634f;
+  const float* rows[kTileRows];
   for (std::size_t r = 0; r < kTileRows; ++r) {
     const std::int64_t row = tile.first_row + static_cast<std::int64_t>(std::min(r, tile.rows - 1));
+    rows[r] = p.q + place_of(p, span, row) * p.kv.head_dim;
     tile.positions[r] = p.positions[span.first + row / span.heads];
     tile.maxima[r] = kMinusInfinity;
     tile.sums[r] = 0;
-    if (r >= tile.columns) continue;
-    const float* q = p.q + place_of(p, span, row) * p.kv.head_dim;
-    for (std::size_t d = 0; d < head_dim; ++d) tile.queries[d * kTileRows + r] = q[d] * scale;
+  }
+  const float scales[4] = {scale, scale, scale, scale};
+  for (std::size_t r = 0; r + 4 <= tile.columns; r += 4) {
+    float* at = tile.queries + r;
+    std::size_t d = 0;
+    for (; d + 4 <= head_dim; d += 4, at += 4 * kTileRows) {
+      transpose_four({rows[r] + d, rows[r + 1] + d, rows[r + 2] + d, rows[r + 3] + d}, scales,
+                     {at, at + kTileRows, at + 2 * kTileRows, at + 3 * kTileRows});
+    }
+    for (; d < head_dim; ++d, at += kTileRows) {
+      for (std::size_t i = 0; i < 4; ++i) at[i] = rows[r + i][d] * scale;
+    }
   }
   std::fill_n(tile.outputs, head_dim * kTileRows, 0.0f);
 }
@@ -140,15 +176,32 @@ HWY_INLINE void soften_scores(RowTile& tile, std::size_t first, std::size_t last
 }
 
 inline void store_tile(const PrefillAttentionParams& p, const RowSpan& span, const RowTile& tile) {
+  const std::size_t head_dim = static_cast<std::size_t>(p.kv.head_dim);
+  float* rows[kTileRows];
+  float factors[kTileRows];
   for (std::size_t r = 0; r < tile.rows; ++r) {
     const std::int64_t place = place_of(p, span, tile.first_row + static_cast<std::int64_t>(r));
     const float sum = tile.sums[r];
-    const float factor = sum > 0 ? 1.0f / sum : (sum == 0 ? 0.0f : sum);  // NaN goes on
-    float* out = p.out + place * p.kv.head_dim;
-    for (int d = 0; d < p.kv.head_dim; ++d) out[d] = tile.outputs[d * kTileRows + r] * factor;
+    factors[r] = sum > 0 ? 1.0f / sum : (sum == 0 ? 0.0f : sum);  // NaN goes on
+    rows[r] = p.out + place * p.kv.head_dim;
     if (p.lse != nullptr) {
       p.lse[place] = sum == 0 ? kMinusInfinity : (tile.maxima[r] + std::log2(sum)) * 0.6931471805599453f;
     }
+  }
+  std::size_t r = 0;
+  for (; r + 4 <= tile.rows; r += 4) {
+    const float* at = tile.outputs + r;
+    std::size_t d = 0;
+    for (; d + 4 <= head_dim; d += 4, at += 4 * kTileRows) {
+      transpose_four({at, at + kTileRows, at + 2 * kTileRows, at + 3 * kTileRows}, factors + r,
+                     {rows[r] + d, rows[r + 1] + d, rows[r + 2] + d, rows[r + 3] + d});
+    }
+    for (; d < head_dim; ++d, at += kTileRows) {
+      for (std::size_t i = 0; i < 4; ++i) rows[r + i][d] = at[i] * factors[r + i];
+    }
+  }
+  for (; r < tile.rows; ++r) {
+    for (std::size_t d = 0; d < head_dim; ++d) rows[r][d] = tile.outputs[d * kTileRows + r] * factors[r];
   }
 }
 

@@ -79,16 +79,15 @@ HWY_INLINE void widen_any_tile(const KeyTile& tile, DType dtype, std::size_t hea
 }
 
 // Keys lie scattered, where no hardware prefetcher finds them: the next tile's are asked for while this one's
-// are multiplied. Into L2: L1 holds this tile.
-HWY_INLINE void prefetch_keys(const KeyTile& tile, std::size_t first, std::size_t last,
+// are multiplied, a few lines at a time. Into L2: L1 holds this tile.
+HWY_INLINE void prefetch_rows(const std::byte* const* rows, std::size_t first, std::size_t last,
                               std::size_t row_bytes) {
-  for (std::size_t i = first; i < std::min(last, tile.count); ++i) {
-    for (std::size_t byte = 0; byte < row_bytes; byte += 64) {
-      __builtin_prefetch(tile.keys[i] + byte, 0, 2);
-      __builtin_prefetch(tile.values[i] + byte, 0, 2);
-    }
+  for (std::size_t i = first; i < last; ++i) {
+    for (std::size_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(rows[i] + byte, 0, 2);
   }
 }
+
+inline constexpr std::size_t kStep = 8;  // keys, or channels, that registers hold at once in the widest case
 
 // One tile of rows against one tile of keys. scores: (64, 64) scratch.
 HWY_INLINE void attend_keys(RowTile& tile, std::size_t head_dim, const KeyTile& keys, const FloatRows& rows,
@@ -106,9 +105,8 @@ HWY_INLINE void attend_keys(RowTile& tile, std::size_t head_dim, const KeyTile& 
   product.c = scores;
   product.c_stride = kTileRows;
   product.inner = head_dim;
-  constexpr std::size_t kStep = 8;
   for (std::size_t key = 0; key < count; key += kStep) {
-    prefetch_keys(next, key, key + kStep, row_bytes);
+    prefetch_rows(next.keys.data(), key, std::min(key + kStep, next.count), row_bytes);
     multiply_tile(product, key, std::min(key + kStep, count), tile.columns);
   }
   mask_scores(
@@ -124,7 +122,11 @@ HWY_INLINE void attend_keys(RowTile& tile, std::size_t head_dim, const KeyTile& 
   sum.inner = count;
   sum.accumulate = true;
   sum.factors = tile.factors;
-  multiply_tile(sum, 0, head_dim, tile.columns);
+  const std::size_t share = (next.count * kStep + head_dim - 1) / head_dim;
+  for (std::size_t channel = 0, row = 0; channel < head_dim; channel += kStep, row += share) {
+    prefetch_rows(next.values.data(), row, std::min(row + share, next.count), row_bytes);
+    multiply_tile(sum, channel, std::min(channel + kStep, head_dim), tile.columns);
+  }
 }
 
 // workspace: see sparse_workspace.
@@ -133,14 +135,15 @@ void sparse_prefill_task(const PrefillAttentionParams& p, const SparsePrefillTas
   const std::size_t row_bytes = head_dim * size_of(p.kv.dtype);
   float* scratch = workspace;
   float* scores = scratch + 2 * kBlockTokens * head_dim;
-  std::vector<RowTile> tiles = make_tiles(task.span, head_dim, scores + kBlockTokens * kTileRows);
-  for (RowTile& tile : tiles) load_tile(p, task.span, tile);
-
   const std::int64_t newest = p.positions[task.span.first + task.span.tokens - 1];
   SelectedKeys selected(p.kv, task.kv_head, task.entries, task.columns, newest + 1);
   KeyTile buffers[2];
   FloatRows rows;
   selected.next(buffers[0]);
+  prefetch_rows(buffers[0].keys.data(), 0, buffers[0].count, row_bytes);
+  std::vector<RowTile> tiles = make_tiles(task.span, head_dim, scores + kBlockTokens * kTileRows);
+  for (RowTile& tile : tiles) load_tile(p, task.span, tile);
+  prefetch_rows(buffers[0].values.data(), 0, buffers[0].count, row_bytes);
   for (int at = 0; buffers[at].count > 0; at ^= 1) {
     const KeyTile& keys = buffers[at];
     KeyTile& next = buffers[at ^ 1];
@@ -210,9 +213,11 @@ void sparse_prefill_attention(const PrefillAttentionParams& p, const PrefillSele
     most_rows = std::max(most_rows, (last - first) * tasks.back().span.heads);
     first = last;
   }
-  // Longest first, so that threads end together.
-  std::stable_sort(tasks.begin(), tasks.end(),
-                   [](const SparsePrefillTask& a, const SparsePrefillTask& b) { return a.cost > b.cost; });
+  // One KV head after another, so that its keys stay in the cache that cores share, and the longest list of
+  // each first, so that threads end together.
+  std::stable_sort(tasks.begin(), tasks.end(), [](const SparsePrefillTask& a, const SparsePrefillTask& b) {
+    return a.kv_head != b.kv_head ? a.kv_head < b.kv_head : a.cost > b.cost;
+  });
 
 #pragma omp parallel
   {

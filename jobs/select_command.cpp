@@ -42,6 +42,8 @@ std::vector<float> by_head(const std::vector<float>& values, std::int64_t tokens
 }
 
 struct Arrays {
+  Arrays() = default;
+  Arrays(Arrays&&) = default;  // moved, never copied: input points into q and k
   std::vector<float> q, k, v;  // (S, heads, D); v is empty where the file has none
   SelectInput input;
 };
@@ -79,6 +81,8 @@ Arrays read_arrays(const SelectOptions& options) {
   in.tokens = q.shape[1];
   in.heads = static_cast<int>(q.shape[0]);
   in.kv_heads = static_cast<int>(k.shape[0]);
+  in.q = arrays.q.data();
+  in.k = arrays.k.data();
   in.head_dim = static_cast<int>(q.shape[2]);
   in.scale = options.scale > 0 ? static_cast<float>(options.scale)
                                : 1.0f / std::sqrt(static_cast<float>(q.shape[2]));

@@ -418,10 +418,13 @@ TEST_CASE("topp_pages reads the fewest pages that cover its share") {
       REQUIRE_MESSAGE(!got[list].empty(), c.name);
       CHECK_MESSAGE(got[list].back() == current, c.name << ": lacks the current page");
       const std::vector<std::int32_t> others(got[list].begin(), got[list].end() - 1);
-      report.judge(
-          c, scores[list], std::vector<char>(scores[list].size(), 0),
-          reference::fewest_that_cover(scores[list], settings.at("coverage"), settings.whole("floor") / 16),
-          others, "list " + std::to_string(list));
+      const std::vector<char> none(scores[list].size(), 0);
+      const double coverage = settings.at("coverage");
+      report.judge(c, scores[list], none,
+                   coverage >= 1 ? reference::exactly(none.size())
+                                 : reference::fewest_that_cover(scores[list], none, coverage,
+                                                                settings.whole("floor") / 16),
+                   others, "list " + std::to_string(list));
     }
   }
   report.finish("topp_pages");

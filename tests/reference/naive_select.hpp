@@ -281,22 +281,74 @@ inline std::vector<Scores> page_softmax_scores(const SelectProblem& p, const std
   return all;
 }
 
-// The fewest in order of score that hold at least `coverage` of the whole, and no fewer than `least`; all
-// at 1.
-inline Count fewest_that_cover(const Scores& scores, double coverage, std::size_t least) {
-  std::vector<double> sorted = scores.value;
+// The fewest units, forced ones first and then in order of score, that hold at least `coverage` of the whole,
+// and no fewer than `least`.
+inline Count fewest_that_cover(const Scores& scores, const std::vector<char>& forced, double coverage,
+                               std::size_t least) {
+  std::vector<double> sorted;
+  double total = 0, at_first = 0;
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    total += scores.value[i];
+    if (forced[i]) {
+      at_first += scores.value[i];
+    } else {
+      sorted.push_back(scores.value[i]);
+    }
+  }
   std::sort(sorted.begin(), sorted.end(), std::greater<>());
-  double total = 0;
-  for (double value : sorted) total += value;
   const auto count = [&](double share) {
     std::size_t n = 0;
-    double running = 0;
+    double running = at_first;
     while (n < sorted.size() && running < share * total) running += sorted[n++];
-    return std::max(least, n);
+    return std::max(least, n + scores.size() - sorted.size());
   };
-  if (coverage >= 1) return exactly(sorted.size());
   const double slack = kMargin / 2;
   return {count(coverage - slack), count(coverage), count(coverage + slack)};
+}
+
+// xattention (Xu and others, 2025): tokens form groups of `stride`; a query group and a key group no later
+// score scale / stride · Σ_u q[stride − 1 − u] · k[u], the antidiagonal of their square, with zeros past the
+// end of the prompt; softmax over key groups; a pair of blocks gets the sum over its groups. A list: scores
+// of KV blocks 0 … b for query block b.
+inline std::vector<std::vector<Scores>> antidiagonal_block_scores(const SelectProblem& p, std::size_t edge,
+                                                                  std::size_t stride) {
+  const std::size_t groups = (p.tokens + stride - 1) / stride;
+  const std::size_t blocks = (p.tokens + edge - 1) / edge;
+  std::vector<std::vector<Scores>> all(p.lists());
+  for (auto& rows : all) {
+    for (std::size_t b = 0; b < blocks; ++b) {
+      rows.push_back({std::vector<double>(b + 1, 0.0), std::vector<double>(b + 1, kFixedStep)});
+    }
+  }
+  for (std::size_t head = 0; head < p.heads; ++head) {
+    auto& rows = all[p.share ? head / p.group() : head];
+    for (std::size_t a = 0; a < groups; ++a) {
+      std::vector<double> score(a + 1, 0.0), terms(a + 1, 0.0);
+      for (std::size_t b = 0; b <= a; ++b) {
+        for (std::size_t u = 0; u < stride; ++u) {
+          const std::size_t query = a * stride + stride - 1 - u, key = b * stride + u;
+          if (query >= p.tokens || key >= p.tokens) continue;
+          for (std::size_t d = 0; d < p.dim; ++d) {
+            const double term = p.q_at(query, head, d) * p.k_at(key, head / p.group(), d);
+            score[b] += term;
+            terms[b] += std::fabs(term);
+          }
+        }
+        score[b] *= p.scale / static_cast<double>(stride);
+        terms[b] *= p.scale / static_cast<double>(stride);
+      }
+      const double largest = *std::max_element(score.begin(), score.end());
+      double sum = 0;
+      for (double& s : score) sum += s = std::exp(s - largest);
+      for (std::size_t b = 0; b <= a; ++b) {
+        Scores& row = rows[a * stride / edge];
+        const std::size_t block = b * stride / edge;
+        row.value[block] += score[b] / sum;
+        row.slack[block] += score[b] / sum * kMargin / 2 * std::max(1.0, terms[b] / 10) + kFixedStep;
+      }
+    }
+  }
+  return all;
 }
 
 }  // namespace reference

@@ -93,6 +93,55 @@ FloatArray ArrayReader::floats(const std::string& name, int dimensions) const {
   });
 }
 
+namespace {
+
+// All of a one-axis dataset, as T where its type is `type`.
+template <typename T, typename Result>
+bool read_axis(hid_t dataset, Hdf5Type type, const std::string& name, std::size_t count,
+               std::vector<Result>* result) {
+  if (!holds(dataset, type, name)) return false;
+  std::vector<T> values(count);
+  if (count > 0) read_all(dataset, type, values.data(), name);
+  result->assign(values.begin(), values.end());
+  return true;
+}
+
+std::size_t axis_length(const std::string& path, hid_t dataset, const std::string& name) {
+  const Hdf5Shape shape = shape_of(dataset, name);
+  if (shape.size() != 1 || shape[0] > kMostElements)
+    throw InputError("{}: {}: must have one dimension", path, name);
+  return shape[0];
+}
+
+}  // namespace
+
+std::vector<std::int64_t> ArrayReader::integers(const std::string& name) const {
+  if (!has(name)) throw InputError("{}: {}: the dataset is missing", state_->path, name);
+  return as_input_error(state_->path, name, [&] {
+    const Hdf5Id dataset = open_dataset(state_->file.get(), name);
+    const std::size_t count = axis_length(state_->path, dataset.get(), name);
+    std::vector<std::int64_t> result;
+    const bool read = read_axis<std::int64_t>(dataset.get(), Hdf5Type::kInt64, name, count, &result) ||
+                      read_axis<std::int32_t>(dataset.get(), Hdf5Type::kInt32, name, count, &result) ||
+                      read_axis<std::uint8_t>(dataset.get(), Hdf5Type::kUint8, name, count, &result);
+    if (!read) throw InputError("{}: {}: must be int64, int32 or uint8", state_->path, name);
+    return result;
+  });
+}
+
+std::vector<double> ArrayReader::doubles(const std::string& name) const {
+  if (!has(name)) throw InputError("{}: {}: the dataset is missing", state_->path, name);
+  return as_input_error(state_->path, name, [&] {
+    const Hdf5Id dataset = open_dataset(state_->file.get(), name);
+    const std::size_t count = axis_length(state_->path, dataset.get(), name);
+    std::vector<double> result;
+    if (!read_axis<double>(dataset.get(), Hdf5Type::kFloat64, name, count, &result)) {
+      throw InputError("{}: {}: must be float64", state_->path, name);
+    }
+    return result;
+  });
+}
+
 struct ArrayWriter::State {
   Hdf5Quiet quiet;
   Hdf5Image image;

@@ -26,6 +26,9 @@ class ArrayReader {
   bool has(const std::string& name) const;
   // dimensions: how many axes are wanted, each at least 1.
   FloatArray floats(const std::string& name, int dimensions) const;
+  // One axis, perhaps empty, of int32, int64 or uint8.
+  std::vector<std::int64_t> integers(const std::string& name) const;
+  std::vector<double> doubles(const std::string& name) const;  // one axis of float64
 
  private:
   struct State;

@@ -59,10 +59,6 @@ inline constexpr std::uint64_t kFixedBiasBits = 0x4338000000000000ull;
 inline constexpr double kFixedOne = 1099511627776.0;  // 2^40
 static_assert(kFixedFractionBits == 40);
 
-inline Fixed without_bias(Fixed raw, std::uint64_t count) {
-  return static_cast<Fixed>(static_cast<std::uint64_t>(raw) - count * kFixedBiasBits);
-}
-
 // Probabilities p in [0, 1] rounded to nearest even.
 template <DType kRound>
 HWY_INLINE hn::Vec<HalfFloats> round_to_dtype(hn::Vec<HalfFloats> p) {

@@ -18,21 +18,21 @@ std::vector<std::int32_t> top_units(std::span<const Score> scores, std::int64_t 
       static_cast<std::size_t>(std::clamp<std::int64_t>(count, 0, static_cast<std::int64_t>(scores.size())));
   std::vector<std::int32_t> kept;
   if (keep == 0) return kept;
-  kept.reserve(keep);
+  kept.resize(keep);
   std::vector<Score> order(scores.begin(), scores.end());
   const auto border = order.begin() + static_cast<std::ptrdiff_t>(keep - 1);
   std::nth_element(order.begin(), border, order.end(), std::greater<Score>());
   const Score least = *border;
-  // All above the border's score, and the first of those that equal it.
-  std::size_t ties = keep - static_cast<std::size_t>(
-                                std::count_if(order.begin(), border, [&](Score s) { return s > least; }));
-  for (std::size_t i = 0; i < scores.size(); ++i) {
-    if (scores[i] < least) continue;
-    if (scores[i] == least && ties-- == 0) {
-      ties = 0;
-      continue;
-    }
-    kept.push_back(static_cast<std::int32_t>(i));
+  // All above the border's score, and the first of those that equal it. Written without branches: which unit
+  // is kept is not to be predicted.
+  std::int64_t ties = static_cast<std::int64_t>(keep);
+  for (auto it = order.begin(); it != border; ++it) ties -= *it > least ? 1 : 0;
+  std::size_t found = 0;
+  for (std::size_t i = 0; i < scores.size() && found < keep; ++i) {
+    const bool tied = scores[i] == least;
+    kept[found] = static_cast<std::int32_t>(i);
+    found += static_cast<std::size_t>((scores[i] > least) | (tied & (ties > 0)));
+    ties -= tied;
   }
   return kept;
 }

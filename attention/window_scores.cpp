@@ -90,7 +90,8 @@ HWY_INLINE void add_columns(const WindowTask& t, const WindowTile& tile, const d
   const std::int64_t first = tile.chunk * kWindowChunk;
   for (std::size_t key = 0; key < tile.keys; ++key) {
     const float* weights = tile.scores + key * kTileRows;
-    IntegerVec sum = hn::Zero(di);
+    // The bias goes first, so that lanes and their sum stay in range.
+    IntegerVec sum = hn::Set(di, static_cast<Fixed>(0 - kWideGroups * kFixedBiasBits));
     DoubleVec maximum = hn::Set(d, kFixedBias);
     for (std::size_t g = 0; g < kWideGroups; ++g) {
       const DoubleVec biased =
@@ -99,7 +100,7 @@ HWY_INLINE void add_columns(const WindowTask& t, const WindowTile& tile, const d
       if constexpr (kMaxima) maximum = hn::Max(maximum, biased);
     }
     const std::size_t j = static_cast<std::size_t>(first) + key;
-    if (t.want_columns) t.columns[j] = without_bias(hn::GetLane(hn::SumOfLanes(di, sum)), kTileRows);
+    if (t.want_columns) t.columns[j] = hn::GetLane(hn::SumOfLanes(di, sum));
     if constexpr (kMaxima) {
       t.column_maxima[j] = static_cast<Fixed>(hn::GetLane(hn::MaxOfLanes(d, maximum)) - kFixedBias);
     }

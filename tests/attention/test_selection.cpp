@@ -1,4 +1,5 @@
 #include <doctest/doctest.h>
+#include <hwy/targets.h>
 
 #include <algorithm>
 #include <cmath>
@@ -442,4 +443,22 @@ TEST_CASE("settings name what is wrong") {
       "prefill method 'quest' is not known: must be one of dense, streaming, vertical_slash, "
       "block_sparse, flexprefill, xattention",
       UsageError);
+}
+
+TEST_CASE("the width of vectors does not show in a selection") {
+  const Drawn drawn(700, 4, 2, 36, false);
+  for (const Method& method : all_methods()) {
+    if (method.phase != Phase::kPrefill) continue;
+    CAPTURE(method.name);
+    const std::map<std::string, std::string> given = {
+        {"vertical_slash.columns", "50"}, {"vertical_slash.diagonals", "90"}, {"block_sparse.blocks", "5"},
+        {"block_sparse.edge", "16"},      {"flexprefill.alpha", "0.5"},       {"flexprefill.floor", "64"},
+        {"xattention.edge", "64"},        {"xattention.threshold", "0.6"}};
+    const MethodSettings settings(method, given);
+    const PrefillSelection widest = select_prefill(drawn.input, settings).selection;
+    hwy::DisableTargets(HWY_AVX3);
+    const PrefillSelection narrower = select_prefill(drawn.input, settings).selection;
+    hwy::DisableTargets(0);
+    CHECK(narrower == widest);
+  }
 }

@@ -16,27 +16,91 @@ HWY_BEFORE_NAMESPACE();
 namespace tessera {
 namespace HWY_NAMESPACE {
 
+// Bounds of up to kLanes pages; lanes past `count` read the last page again.
+struct PageTile {
+  const float* bounds = nullptr;  // (count, D)
+  std::size_t count = 0;
+  std::size_t head_dim = 0;
+
+  const float* page(std::size_t lane) const { return bounds + std::min(lane, count - 1) * head_dim; }
+};
+
+// Channel i of each page.
+HWY_INLINE FloatVec load_channel(const PageTile& tile, std::size_t i) {
+  const hn::RebindToSigned<Floats> di;
+  const auto last = hn::Set(di, static_cast<std::int32_t>(tile.count) - 1);
+  const auto rows = hn::Min(hn::Iota(di, 0), last);
+  const auto offsets = hn::Mul(rows, hn::Set(di, static_cast<std::int32_t>(tile.head_dim)));
+  return hn::GatherIndex(Floats(), tile.bounds + i, offsets);
+}
+
+#if HWY_TARGET == HWY_SCALAR
+inline constexpr std::size_t kChannelsAtOnce = 1;
+HWY_INLINE void load_channels(const PageTile& tile, std::size_t i, FloatVec (&channels)[1]) {
+  channels[0] = load_channel(tile, i);
+}
+#else
+inline constexpr std::size_t kChannelsAtOnce = 4;
+
+// Four channels of pages first, first + 4, first + 8 …, one page a 128-bit block.
+template <std::size_t kCount, class D>
+HWY_INLINE hn::Vec<D> load_blocks(D d, const PageTile& tile, std::size_t first, std::size_t i) {
+  if constexpr (kCount <= 4) {
+    return hn::LoadU(d, tile.page(first) + i);
+  } else {
+    const hn::Half<D> half;
+    return hn::Combine(d, load_blocks<kCount / 2>(half, tile, first + kCount / 2, i),
+                       load_blocks<kCount / 2>(half, tile, first, i));
+  }
+}
+
+// Channels i … i + 3 of each page, by transposing 4 × 4 blocks: half the time of gathers.
+HWY_INLINE void load_channels(const PageTile& tile, std::size_t i, FloatVec (&channels)[4]) {
+  const Floats d;
+  const hn::RepartitionToWide<Floats> wide;
+  FloatVec pages[4];
+  for (std::size_t lane = 0; lane < 4; ++lane) pages[lane] = load_blocks<kLanes>(d, tile, lane, i);
+  const auto low_01 = hn::BitCast(wide, hn::InterleaveLower(d, pages[0], pages[1]));
+  const auto low_23 = hn::BitCast(wide, hn::InterleaveLower(d, pages[2], pages[3]));
+  const auto high_01 = hn::BitCast(wide, hn::InterleaveUpper(d, pages[0], pages[1]));
+  const auto high_23 = hn::BitCast(wide, hn::InterleaveUpper(d, pages[2], pages[3]));
+  channels[0] = hn::BitCast(d, hn::InterleaveLower(wide, low_01, low_23));
+  channels[1] = hn::BitCast(d, hn::InterleaveUpper(wide, low_01, low_23));
+  channels[2] = hn::BitCast(d, hn::InterleaveLower(wide, high_01, high_23));
+  channels[3] = hn::BitCast(d, hn::InterleaveUpper(wide, high_01, high_23));
+}
+#endif
+
+HWY_INLINE FloatVec add_channel(const PageScoreParams& p, std::size_t i, FloatVec highest, FloatVec lowest,
+                                FloatVec sums) {
+  const Floats d;
+  sums = hn::MulAdd(hn::Set(d, p.positive[i]), highest, sums);
+  return hn::MulAdd(hn::Set(d, p.negative[i]), lowest, sums);
+}
+
 // Pages lie in the lanes, so that each score is one chain of additions over d whatever the width of a vector.
 void score_pages_of_target(const PageScoreParams& p) {
   const Floats d;
-  const hn::RebindToSigned<Floats> di;
   const std::size_t pages = static_cast<std::size_t>(p.pages);
   const std::size_t head_dim = static_cast<std::size_t>(p.head_dim);
-  const FloatVec scale = hn::Set(d, p.scale);
   HWY_ALIGN float lanes[kLanes];
   for (std::size_t first = 0; first < pages; first += kLanes) {
     const std::size_t count = std::min(pages - first, kLanes);
-    // Lanes past the end read the last page again.
-    const auto rows = hn::Min(hn::Iota(di, 0), hn::Set(di, static_cast<std::int32_t>(count) - 1));
-    const auto offsets = hn::Mul(rows, hn::Set(di, static_cast<std::int32_t>(head_dim)));
-    const float* lowest = p.lowest + first * head_dim;
-    const float* highest = p.highest + first * head_dim;
+    const PageTile lowest{p.lowest + first * head_dim, count, head_dim};
+    const PageTile highest{p.highest + first * head_dim, count, head_dim};
     FloatVec sums = hn::Zero(d);
-    for (std::size_t i = 0; i < head_dim; ++i) {
-      sums = hn::MulAdd(hn::Set(d, p.positive[i]), hn::GatherIndex(d, highest + i, offsets), sums);
-      sums = hn::MulAdd(hn::Set(d, p.negative[i]), hn::GatherIndex(d, lowest + i, offsets), sums);
+    std::size_t i = 0;
+    for (; i + kChannelsAtOnce <= head_dim; i += kChannelsAtOnce) {
+      FloatVec high[kChannelsAtOnce];
+      FloatVec low[kChannelsAtOnce];
+      load_channels(highest, i, high);
+      load_channels(lowest, i, low);
+      for (std::size_t c = 0; c < kChannelsAtOnce; ++c) sums = add_channel(p, i + c, high[c], low[c], sums);
     }
-    hn::Store(hn::Mul(sums, scale), d, lanes);
+    for (; i < head_dim; ++i) {
+      sums = add_channel(p, i, load_channel(highest, i), load_channel(lowest, i), sums);
+    }
+    hn::Store(hn::Mul(sums, hn::Set(d, p.scale)), d, lanes);
     std::copy_n(lanes, count, p.scores + first);
   }
 }

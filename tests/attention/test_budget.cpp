@@ -4,7 +4,9 @@
 #include <string>
 
 #include "attention/budget.hpp"
+#include "attention/select.hpp"
 #include "runtime/core/error.hpp"
+#include "runtime/core/random.hpp"
 
 using namespace tessera;
 
@@ -159,6 +161,39 @@ TEST_CASE("sparsity by arithmetic equals counting pair by pair") {
     for (const int window : {16, 17, 64, 100, 640, 2000}) {
       const MethodSettings settings(prefill("streaming"), {{"streaming.window", std::to_string(window)}});
       CHECK(sparsity_of(settings, length, 1) == streaming_prefill_by_pairs(length, 4, window));
+    }
+  }
+}
+
+TEST_CASE("sparsity by arithmetic is what the methods' selections have") {
+  const int heads = 2, head_dim = 8;
+  for (const std::int64_t length : {1, 63, 130, 900}) {
+    CounterRng rng(static_cast<std::uint64_t>(length), 9);
+    std::vector<float> q(static_cast<std::size_t>(length * heads * head_dim));
+    for (float& value : q) value = static_cast<float>(rng.uniform() - 0.5);
+    SelectInput input;
+    input.tokens = length;
+    input.heads = heads;
+    input.kv_heads = heads;
+    input.head_dim = head_dim;
+    input.q = q.data();
+    input.k = q.data();
+    input.scale = 0.5f;
+    const auto check = [&](const MethodSettings& settings) {
+      const PairCounts pairs = count_pairs(select_prefill(input, settings).selection);
+      REQUIRE(pairs.visible.size() == heads);
+      for (std::size_t head = 0; head < heads; ++head) {
+        CHECK(sparsity_of(settings, length, 1) ==
+              share_hidden(static_cast<std::int64_t>(pairs.visible[head]),
+                           static_cast<std::int64_t>(pairs.causal[head])));
+      }
+    };
+    for (const char* window : {"1", "50", "64", "300"}) {
+      check(MethodSettings(prefill("streaming"), {{"streaming.window", window}}));
+    }
+    for (const char* edge : {"16", "32", "64", "128"}) {
+      check(MethodSettings(prefill("block_sparse"),
+                           {{"block_sparse.blocks", "4"}, {"block_sparse.edge", edge}}));
     }
   }
 }

@@ -12,14 +12,16 @@
 namespace tessera {
 namespace {
 
-// scores: of key blocks 0 … row, in ordered bits; overwritten where forced.
+// scores: of key blocks 0 … row, in ordered bits; overwritten where forced. A budget below the forced blocks
+// keeps them all the same, as budgets by arithmetic suppose.
 std::vector<std::int32_t> choose_row(std::span<std::int32_t> scores, std::int64_t budget) {
   constexpr std::int32_t kForced = std::numeric_limits<std::int32_t>::max();
   const std::size_t row = scores.size() - 1;
   scores[0] = kForced;
   scores[row] = kForced;
   if (row > 0) scores[row - 1] = kForced;
-  return top_units<std::int32_t>(scores, budget);
+  constexpr std::int64_t kForcedBlocks = 3;
+  return top_units<std::int32_t>(scores, std::max(budget, kForcedBlocks));
 }
 
 }  // namespace

@@ -42,11 +42,12 @@ std::int64_t units_to_cover(std::span<const Fixed> scores, double alpha, double 
   return std::min(units, most);
 }
 
-// From the sums of one list to its units. scores are overwritten.
+// From the sums of one list to its units; a budget below the forced ones keeps them all the same. scores are
+// overwritten.
 std::vector<std::int32_t> choose(std::span<Fixed> scores, std::int64_t budget, std::int64_t forced) {
   std::fill_n(scores.begin(), std::min<std::int64_t>(forced, static_cast<std::int64_t>(scores.size())),
               kForced);
-  return top_units<Fixed>(scores, budget);
+  return top_units<Fixed>(scores, std::max(budget, forced));
 }
 
 }  // namespace

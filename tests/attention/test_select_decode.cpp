@@ -41,7 +41,7 @@ double draw_tokens(Draw& draw, std::size_t tokens, std::size_t forced) {
     case 4:
       return 100000;
     default:
-      return static_cast<double>(draw.between(1, n));
+      return static_cast<double>(draw.between(std::min(static_cast<std::int64_t>(forced), n), n));
   }
 }
 
@@ -227,7 +227,7 @@ TEST_CASE("snapkv keeps the oracle's tokens") {
 
 TEST_CASE("ada_snapkv shares the layer's tokens as the oracle does") {
   Report report;
-  for (int number = 0; number < 2 * kCases; ++number) {
+  for (int number = 0; number < 4 * kCases; ++number) {
     EvictionCase e = eviction_case("ada_snapkv", number);
     if (number % 5 != 0) e.settings.set("share", Draw("ada share", number).of({0.0, 0.1, 0.5, 1.0}));
     e.c.name += " share=" + std::to_string(e.settings.at("share"));

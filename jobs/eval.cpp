@@ -5,22 +5,17 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <filesystem>
 #include <memory>
 #include <optional>
 
-#include "io/journal.hpp"
-#include "io/trace_writer.hpp"
 #include "jobs/eval_samples.hpp"
 #include "jobs/info.hpp"
 #include "jobs/log.hpp"
 #include "jobs/model_setup.hpp"
-#include "jobs/progress.hpp"
+#include "jobs/recorder.hpp"
 #include "jobs/run_identity.hpp"
-#include "jobs/sample_record.hpp"
 #include "jobs/sample_service.hpp"
 #include "jobs/stop_signal.hpp"
-#include "jobs/summary.hpp"
 #include "jobs/threads.hpp"
 #include "parallel/agreement.hpp"
 #include "parallel/watchdog.hpp"
@@ -29,145 +24,6 @@
 
 namespace tessera {
 namespace {
-
-constexpr double kTraceIntervalSeconds = 60;
-
-// Rank 0's record of the run: the journal, the trace derived from it and what the user sees.
-class Recorder {
- public:
-  Recorder(const EvalOptions& options, const ModelSetup& model, const std::vector<const Task*>& tasks,
-           const GridShape& shape, const std::string& command_line, Log& log)
-      : options_(options),
-        model_(model),
-        tasks_(tasks),
-        shape_(shape),
-        key_(make_run_key(options, model, tasks)) {
-    // Found here, and not when the finished trace is renamed over it.
-    if (std::filesystem::is_directory(options.trace)) {
-      throw UsageError("--trace {}: it is a folder; name a file, such as {}/out.h5", options.trace,
-                       options.trace);
-    }
-    JournalWriter::Options journal;
-    journal.fresh = options.fresh;
-    journal.notice = [&log](const std::string& message) { log.warn("{}", message); };
-    journal_.emplace(options.trace, key_, configuration_json(options, model, command_line), journal);
-  }
-
-  // A run that was refused before its first attempt leaves no journal: its key would stand in the way of the
-  // corrected command.
-  ~Recorder() {
-    if (!progress_ && journal_ && !journal_->resumed()) std::remove(journal_path_of(options_.trace).c_str());
-  }
-  Recorder(const Recorder&) = delete;
-  Recorder& operator=(const Recorder&) = delete;
-
-  std::vector<PendingSample> pending() const {
-    std::vector<PendingSample> left;
-    for (std::int64_t point = 0; point < static_cast<std::int64_t>(tasks_.size()); ++point) {
-      for (std::int64_t sample = 0; sample < options_.samples; ++sample) {
-        if (!journal_->is_done(point, sample)) left.push_back({point, sample});
-      }
-    }
-    return left;
-  }
-
-  void begin(std::vector<AttemptRank> ranks, std::vector<PreparedSample> samples, std::int64_t weight_bytes) {
-    samples_ = std::move(samples);
-    weight_bytes_ = weight_bytes;
-    const std::int64_t total = options_.samples * static_cast<std::int64_t>(tasks_.size());
-    done_ = total - static_cast<std::int64_t>(samples_.size());
-    for (const Task* task : tasks_) journal_->add_point(make_point(options_, model_, *task, shape_, key_));
-    journal_->append_attempt(std::move(ranks));
-    progress_ = std::make_unique<Progress>(label(), "samples", total, done_, standard_error_progress());
-    progress_->update(done_);
-  }
-
-  std::vector<Request> requests() const {
-    std::vector<Request> requests;
-    for (std::size_t i = 0; i < samples_.size(); ++i) {
-      const Task& task = *tasks_[static_cast<std::size_t>(samples_[i].which.point)];
-      requests.push_back(
-          {static_cast<std::int64_t>(i), samples_[i].content.tokens, max_output_of(options_, task)});
-    }
-    return requests;
-  }
-
-  // From the service's thread, one at a time. When this returns the sample is on disk.
-  void record(const Completion& completion) {
-    const PreparedSample& sample = samples_[static_cast<std::size_t>(completion.id)];
-    const Task& task = *tasks_[static_cast<std::size_t>(sample.which.point)];
-    const SampleRecord record =
-        make_sample_record({&options_, &model_, &task, &sample, &completion, shape_, weight_bytes_});
-    journal_->append_sample(record);
-    ++done_;
-    score_sum_ += record.score;
-    ++scored_;
-    progress_->update(done_, fmt::format("score {:.3f}", score_sum_ / static_cast<double>(scored_)));
-  }
-
-  void idle() {
-    progress_->update(
-        done_, scored_ > 0 ? fmt::format("score {:.3f}", score_sum_ / static_cast<double>(scored_)) : "");
-    if (done_ > in_trace_ && seconds_since(trace_written_) > kTraceIntervalSeconds) derive_trace();
-  }
-
-  // Every sample of this attempt is on disk; a stop that was asked for meanwhile stopped nothing.
-  bool all_recorded() const { return scored_ == static_cast<std::int64_t>(samples_.size()); }
-
-  void end(const char* reason) {
-    if (progress_) {
-      progress_->finish();
-      journal_->append_end(reason);
-    }
-    derive_trace();
-  }
-
-  // One line a task from all samples that the journal holds, and where the trace is.
-  void print_summary(double seconds) const {
-    const JournalContents contents = read_journal(journal_path_of(options_.trace));
-    for (std::size_t point = 0; point < contents.points.size(); ++point) {
-      const PointInfo& info = contents.points[point];
-      TaskSummary summary{info.task, "score", info.length, 0, 0, seconds};
-      std::vector<double> scores;
-      for (const SampleRecord& sample : contents.samples) {
-        if (sample.point != static_cast<std::int64_t>(point)) continue;
-        summary.metric = sample.metric;
-        summary.format_errors += !sample.format_ok;
-        if (sample.error.empty())
-          scores.push_back(sample.score);
-        else
-          ++summary.failed;
-      }
-      fmt::print("{}\n", summary_line(summary, mean_interval(scores)));
-    }
-    fmt::print("trace {}\n", options_.trace);
-  }
-
- private:
-  std::string label() const { return tasks_.size() == 1 ? std::string(tasks_.front()->name) : "eval"; }
-
-  void derive_trace() {
-    const JournalContents contents = read_journal(journal_path_of(options_.trace));
-    write_trace(contents, options_.trace);
-    in_trace_ = done_;
-    trace_written_ = HostClock::now();
-  }
-
-  const EvalOptions& options_;
-  const ModelSetup& model_;
-  const std::vector<const Task*>& tasks_;
-  GridShape shape_;
-  RunKey key_;
-  std::optional<JournalWriter> journal_;
-  std::vector<PreparedSample> samples_;
-  std::unique_ptr<Progress> progress_;
-  std::int64_t weight_bytes_ = 0;
-  std::int64_t done_ = 0;
-  std::int64_t in_trace_ = 0;
-  std::int64_t scored_ = 0;
-  double score_sum_ = 0;
-  HostClock::time_point trace_written_ = HostClock::now();
-};
 
 std::vector<const Task*> find_tasks(const EvalOptions& options) {
   std::vector<const Task*> tasks;
@@ -221,132 +77,186 @@ MemoryRequest memory_request(const EvalOptions& options, const ModelConfig& conf
   return request;
 }
 
-// One replica's work, until the queue is dry or the job is asked to stop.
-void answer_requests(const EvalOptions& options, const ModelSetup& model, const Weights& weights, Grid& grid,
-                     MemoryMeter& meter, std::int64_t max_tokens, MessageChannel& channel,
-                     const std::function<bool()>& stop_requested) {
-  const HeadShare share = head_share(model.config, grid.place.tp, grid.shape.tp);
-  const KvShape kv{static_cast<int>(model.config.layers), static_cast<int>(share.kv_heads),
-                   static_cast<int>(model.config.head_dim), options.kv_dtype};
-  KvCache cache(
-      kv, kv_slots_needed(model.config, share, grid.shape, options.length, max_tokens, options.batch), meter);
-  Transformer transformer(model.config, model.rope.rope, weights, grid, cache, max_tokens, meter);
-  Engine engine(transformer, cache, grid, meter, {options.batch, model.config.eos_ids});
+// One run on one rank; its steps in the order in which they are called.
+class EvalRun {
+ public:
+  EvalRun(const EvalOptions& options, MpiSession& session, const std::string& command_line)
+      : options_(options), session_(session), command_line_(command_line), world_(session.world()) {}
 
-  Watchdog watchdog(std::chrono::milliseconds(static_cast<std::int64_t>(options.timeout_s * 1000)),
-                    grid.world->rank(), host_name());
+  ExitCode run();
+
+ private:
+  void check();         // options, files and memory, before anything is written
+  void open_journal();  // rank 0
+  void prepare();       // the samples that are left to do
+  void load();          // weights; the attempt begins
+  void answer();        // all requests, or until asked to stop
+  void work_on_requests();
+  ExitCode finish(bool stopped);
+  bool stop_requested() const;
+  std::unique_ptr<SampleService> start_service();
+
+  bool is_first_rank() const { return world_->rank() == 0; }
+
+  const EvalOptions& options_;
+  MpiSession& session_;
+  const std::string& command_line_;
+  const HostClock::time_point started_ = HostClock::now();
+  std::unique_ptr<Communicator> world_;
+
+  GridShape shape_;
+  std::optional<Log> log_;
+  std::optional<ModelSetup> model_;
+  std::vector<const Task*> tasks_;
+  std::int64_t max_tokens_ = 0;  // of a sequence, output included
+  std::optional<Recorder> recorder_;
+  std::vector<PreparedSample> samples_;  // rank 0: handed to the recorder by load
+  std::int64_t left_ = 0;                // samples to do, on every rank
+  Grid grid_;
+  MemoryMeter meter_;
+  Weights weights_;
+  std::unique_ptr<MessageChannel> channel_;
+};
+
+ExitCode EvalRun::run() {
+  install_stop_signals();
+  check();
+  choose_threads(options_, *world_, *log_);
+  open_journal();
+  prepare();
+  std::int64_t stopped = stop_requested();
+  world_->all_reduce_max(&stopped, 1);
+  if (left_ == 0) return finish(false);
+  if (stopped) return ExitCode::kStopped;
+  load();
+  answer();
+  stopped = is_first_rank() && !recorder_->all_recorded();
+  world_->broadcast(&stopped, sizeof stopped, 0);
+  return finish(stopped);
+}
+
+bool EvalRun::stop_requested() const {
+  return stop_signalled() || (options_.max_time_s > 0 && seconds_since(started_) > options_.max_time_s);
+}
+
+void EvalRun::check() {
+  run_agreed(*world_, [&] {
+    if (options_.device == DeviceKind::kCuda) {
+      throw UsageError("--device cuda: models do not run on the CUDA backend yet; use --device cpu");
+    }
+    shape_ = solve_grid(options_.tp, options_.sp, options_.dp, world_->size());
+    log_.emplace(world_->rank(), host_name(), options_.log_dir);
+    tasks_ = find_tasks(options_);
+    max_tokens_ = options_.length + longest_output(options_, tasks_);
+    model_.emplace(read_model_setup(options_.model, rope_text(options_.rope), max_tokens_));
+    check_tensor_parallel(model_->config, shape_.tp);
+    if (!options_.weights.random) check_checkpoint(options_.model, model_->config);
+    check_memory(plan_memory(model_->config, memory_request(options_, model_->config, shape_, max_tokens_)),
+                 session_.launch().local_size);
+  });
+}
+
+void EvalRun::open_journal() {
+  run_agreed(*world_, [&] {
+    if (is_first_rank()) recorder_.emplace(options_, *model_, tasks_, shape_, command_line_, *log_);
+  });
+}
+
+void EvalRun::prepare() {
+  TaskContext context;
+  context.tokenizer = &model_->tokenizer;
+  context.family = model_->chat;
+  context.length = options_.length;
+  context.seed = options_.seed;
+  context.style = options_.prompt_style;
+  context.settings = options_.settings;
+  std::vector<PendingSample> pending = is_first_rank() ? recorder_->pending() : std::vector<PendingSample>{};
+  left_ = static_cast<std::int64_t>(pending.size());
+  world_->broadcast(&left_, sizeof left_, 0);
+  samples_ =
+      prepare_samples(*world_, std::move(pending), tasks_, context, [this] { return stop_requested(); });
+  log_->info("{} samples to do, prepared in {:.2f} s", left_, seconds_since(started_));
+}
+
+void EvalRun::load() {
+  grid_ = make_grid(session_, shape_);
+  const auto load_started = HostClock::now();
+  LoadOptions load;
+  if (options_.weights.random) load.random_seed = options_.weights.seed;
+  load.as_f32 = !options_.weights_dtype.as_file;
+  weights_ = load_weights(options_.model, model_->config, load, *grid_.tp, meter_);
+  log_->info("weights of {} bytes in {:.2f} s", weights_.bytes, seconds_since(load_started));
+  std::int64_t weight_bytes = weights_.bytes;
+  grid_.tp->all_reduce_sum(&weight_bytes, 1);
+  std::vector<AttemptRank> attempt = gather_attempt(options_, session_, grid_, command_line_);
+  run_agreed(*world_, [&] {
+    if (is_first_rank()) recorder_->begin(std::move(attempt), std::move(samples_), weight_bytes);
+  });
+}
+
+void EvalRun::answer() {
+  channel_ = session_.message_channel();
+  std::unique_ptr<SampleService> service;
+  if (is_first_rank()) service = start_service();
+  work_on_requests();
+  if (service) service->wait();
+}
+
+std::unique_ptr<SampleService> EvalRun::start_service() {
+  SampleService::Callbacks callbacks;
+  callbacks.record = [this](Completion completion) { recorder_->record(completion); };
+  callbacks.idle = [this] { recorder_->idle(); };
+  callbacks.stop_requested = [this] { return stop_requested(); };
+  callbacks.failed = [this](std::exception_ptr failure) {
+    try {
+      std::rethrow_exception(failure);
+    } catch (const Error& error) {
+      log_->error(error.what());
+      session_.abort(error.code());
+    } catch (const std::exception& error) {
+      log_->error(error.what());
+      session_.abort(ExitCode::kInternal);
+    }
+  };
+  return std::make_unique<SampleService>(*channel_, recorder_->requests(), shape_.dp, std::move(callbacks));
+}
+
+// This replica's work.
+void EvalRun::work_on_requests() {
+  const ModelConfig& config = model_->config;
+  const HeadShare share = head_share(config, grid_.place.tp, grid_.shape.tp);
+  const KvShape kv{static_cast<int>(config.layers), static_cast<int>(share.kv_heads),
+                   static_cast<int>(config.head_dim), options_.kv_dtype};
+  KvCache cache(kv, kv_slots_needed(config, share, grid_.shape, options_.length, max_tokens_, options_.batch),
+                meter_);
+  Transformer transformer(config, model_->rope.rope, weights_, grid_, cache, max_tokens_, meter_);
+  Engine engine(transformer, cache, grid_, meter_, {options_.batch, config.eos_ids});
+
+  Watchdog watchdog(std::chrono::milliseconds(static_cast<std::int64_t>(options_.timeout_s * 1000)),
+                    world_->rank(), host_name());
   transformer.set_listener([&watchdog](Phase, int layer, Operation operation) {
     const bool waits = operation == Operation::kExchange || operation == Operation::kCollective;
     watchdog.beat(name_of(operation), layer, waits);
   });
   const Watchdog::Work work = watchdog.work("first request");
-  ServedRequests source(channel, stop_requested);
-  engine.run(grid.is_group_leader() ? &source : nullptr);
-  if (grid.is_group_leader()) source.leave();
+  ServedRequests source(*channel_, [this] { return stop_requested(); });
+  engine.run(grid_.is_group_leader() ? &source : nullptr);
+  if (grid_.is_group_leader()) source.leave();
+}
+
+ExitCode EvalRun::finish(bool stopped) {
+  run_agreed(*world_, [&] {
+    if (!is_first_rank()) return;
+    recorder_->end(stopped ? "stopped" : "done");
+    recorder_->print_summary(seconds_since(started_));
+  });
+  return stopped ? ExitCode::kStopped : ExitCode::kDone;
 }
 
 }  // namespace
 
 ExitCode run_eval(const EvalOptions& options, MpiSession& session, const std::string& command_line) {
-  const auto started = HostClock::now();
-  install_stop_signals();
-  std::unique_ptr<Communicator> world = session.world();
-  const bool first_rank = world->rank() == 0;
-
-  GridShape shape;
-  std::optional<Log> log;
-  std::optional<ModelSetup> model;
-  std::vector<const Task*> tasks;
-  std::int64_t max_tokens = 0;
-  run_agreed(*world, [&] {
-    if (options.device == DeviceKind::kCuda) {
-      throw UsageError("--device cuda: models do not run on the CUDA backend yet; use --device cpu");
-    }
-    shape = solve_grid(options.tp, options.sp, options.dp, world->size());
-    log.emplace(world->rank(), host_name(), options.log_dir);
-    tasks = find_tasks(options);
-    max_tokens = options.length + longest_output(options, tasks);
-    model.emplace(read_model_setup(options.model, rope_text(options.rope), max_tokens));
-    check_tensor_parallel(model->config, shape.tp);
-    if (!options.weights.random) check_checkpoint(options.model, model->config);
-    check_memory(plan_memory(model->config, memory_request(options, model->config, shape, max_tokens)),
-                 session.launch().local_size);
-  });
-  choose_threads(options, *world, *log);
-
-  std::optional<Recorder> recorder;
-  run_agreed(*world, [&] {
-    if (first_rank) recorder.emplace(options, *model, tasks, shape, command_line, *log);
-  });
-  TaskContext context;
-  context.tokenizer = &model->tokenizer;
-  context.family = model->chat;
-  context.length = options.length;
-  context.seed = options.seed;
-  context.style = options.prompt_style;
-  context.settings = options.settings;
-  std::vector<PreparedSample> samples = prepare_samples(
-      *world, first_rank ? recorder->pending() : std::vector<PendingSample>{}, tasks, context);
-  std::int64_t left = static_cast<std::int64_t>(samples.size());
-  world->broadcast(&left, sizeof left, 0);
-  log->info("{} samples to do, prepared in {:.2f} s", left, seconds_since(started));
-  if (left == 0) {
-    run_agreed(*world, [&] {
-      if (!first_rank) return;
-      recorder->end("done");
-      recorder->print_summary(seconds_since(started));
-    });
-    return ExitCode::kDone;
-  }
-
-  Grid grid = make_grid(session, shape);
-  MemoryMeter meter;
-  const auto load_started = HostClock::now();
-  LoadOptions load;
-  if (options.weights.random) load.random_seed = options.weights.seed;
-  load.as_f32 = !options.weights_dtype.as_file;
-  const Weights weights = load_weights(options.model, model->config, load, *grid.tp, meter);
-  log->info("weights of {} bytes in {:.2f} s", weights.bytes, seconds_since(load_started));
-  std::int64_t weight_bytes = weights.bytes;
-  grid.tp->all_reduce_sum(&weight_bytes, 1);
-  std::vector<AttemptRank> attempt = gather_attempt(options, session, grid, command_line);
-  run_agreed(*world, [&] {
-    if (first_rank) recorder->begin(std::move(attempt), std::move(samples), weight_bytes);
-  });
-
-  const auto stop_requested = [&] {
-    return stop_signalled() || (options.max_time_s > 0 && seconds_since(started) > options.max_time_s);
-  };
-  std::unique_ptr<MessageChannel> channel = session.message_channel();
-  std::unique_ptr<SampleService> service;
-  if (first_rank) {
-    SampleService::Callbacks callbacks;
-    callbacks.record = [&](Completion completion) { recorder->record(completion); };
-    callbacks.idle = [&] { recorder->idle(); };
-    callbacks.stop_requested = stop_requested;
-    callbacks.failed = [&](std::exception_ptr failure) {
-      try {
-        std::rethrow_exception(failure);
-      } catch (const Error& error) {
-        log->error(error.what());
-        session.abort(error.code());
-      } catch (const std::exception& error) {
-        log->error(error.what());
-        session.abort(ExitCode::kInternal);
-      }
-    };
-    service = std::make_unique<SampleService>(*channel, recorder->requests(), shape.dp, std::move(callbacks));
-  }
-  answer_requests(options, *model, weights, grid, meter, max_tokens, *channel, stop_requested);
-  if (service) service->wait();
-  std::int64_t stopped = first_rank && !recorder->all_recorded();
-  world->broadcast(&stopped, sizeof stopped, 0);
-  run_agreed(*world, [&] {
-    if (!first_rank) return;
-    recorder->end(stopped ? "stopped" : "done");
-    recorder->print_summary(seconds_since(started));
-  });
-  return stopped ? ExitCode::kStopped : ExitCode::kDone;
+  return EvalRun(options, session, command_line).run();
 }
 
 }  // namespace tessera

@@ -37,11 +37,13 @@ PreparedSample unpack_sample(ByteReader& reader) {
 }
 
 std::vector<PreparedSample> make_share(const std::vector<PendingSample>& share,
-                                       const std::vector<const Task*>& tasks, const TaskContext& context) {
+                                       const std::vector<const Task*>& tasks, const TaskContext& context,
+                                       const std::function<bool()>& stop_requested) {
   std::vector<PreparedSample> made(share.size());
   std::exception_ptr failure;  // an exception may not leave a parallel region
 #pragma omp parallel for schedule(dynamic)
   for (std::size_t i = 0; i < share.size(); ++i) {
+    if (stop_requested()) continue;
     try {
       const Task& task = *tasks[static_cast<std::size_t>(share[i].point)];
       made[i] = {share[i], task.generate(context, share[i].sample)};
@@ -57,8 +59,8 @@ std::vector<PreparedSample> make_share(const std::vector<PendingSample>& share,
 }  // namespace
 
 std::vector<PreparedSample> prepare_samples(Communicator& world, std::vector<PendingSample> pending,
-                                            const std::vector<const Task*>& tasks,
-                                            const TaskContext& context) {
+                                            const std::vector<const Task*>& tasks, const TaskContext& context,
+                                            const std::function<bool()>& stop_requested) {
   std::size_t count = pending.size();
   world.broadcast(&count, sizeof count, 0);
   pending.resize(count);
@@ -71,7 +73,9 @@ std::vector<PreparedSample> prepare_samples(Communicator& world, std::vector<Pen
   }
   ByteWriter writer;
   run_agreed(world, [&] {
-    for (const PreparedSample& sample : make_share(share, tasks, context)) pack_sample(writer, sample);
+    for (const PreparedSample& sample : make_share(share, tasks, context, stop_requested)) {
+      pack_sample(writer, sample);
+    }
   });
 
   std::vector<PreparedSample> all;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "jobs/tasks/task.hpp"
@@ -22,9 +23,10 @@ struct PreparedSample {
 };
 
 // Every rank makes its share of the pending samples (OpenMP over them); rank 0 gets all of them, longest
-// first. The pending list is read at rank 0 and sent to the others. Collective.
+// first. The pending list is read at rank 0 and sent to the others. Once stop_requested says so, a rank makes
+// no more. Collective.
 std::vector<PreparedSample> prepare_samples(Communicator& world, std::vector<PendingSample> pending,
-                                            const std::vector<const Task*>& tasks,
-                                            const TaskContext& context);
+                                            const std::vector<const Task*>& tasks, const TaskContext& context,
+                                            const std::function<bool()>& stop_requested);
 
 }  // namespace tessera

@@ -19,7 +19,8 @@ struct SampleCost {
   std::vector<std::uint64_t> kv_read;         // tokens read by all decode steps
   std::vector<std::uint64_t> kv_dense;        // tokens that a dense cache would have read
   std::vector<std::uint64_t> kv_kept;         // (L, K of the whole model) tokens kept after prefill
-  // (Ph), the whole model over all ranks
+  // (Ph). Bytes of one copy of the weights, embedding table included, and of all KV heads: what one rank
+  // alone would read. Operations of the whole model.
   std::vector<std::uint64_t> bytes_weights, bytes_kv, bytes_estimator;
   std::vector<std::uint64_t> flops_attention, flops_estimate, flops_linear, flops_paper;
 };

@@ -254,9 +254,16 @@ void Transformer::gather_guests(int sequence, int layer, const SequencePartition
     counts[rank] = blocks[rank].size() * slot_bytes;
     total += counts[rank];
   }
-  // Rows of this rank see no block past its last token.
-  const auto own = partition.ranges_of(self);
-  const std::int64_t needed_end = ceil_div(own[1].size() > 0 ? own[1].end : own[0].end, kBlockTokens);
+  // A range of this rank's rows sees no block past its last token, nor one that its first row's window left
+  // behind.
+  const auto needs = [&, own = partition.ranges_of(self),
+                      window = config_.layer_window[layer]](std::int64_t block) {
+    const auto sees = [&](const TokenRange& rows) {
+      const std::int64_t first = block * kBlockTokens, last = first + kBlockTokens - 1;
+      return rows.size() > 0 && first < rows.end && (window == 0 || last > rows.begin - window);
+    };
+    return sees(own[0]) || sees(own[1]);
+  };
 
   auto* send = reinterpret_cast<std::byte*>(exchanged_.at_least((counts[self] + total) / sizeof(float)));
   std::byte* receive = send + counts[self];
@@ -270,7 +277,7 @@ void Transformer::gather_guests(int sequence, int layer, const SequencePartition
     const std::byte* source = receive;
     for (int rank = 0; rank < ranks; ++rank) {
       for (std::int64_t block : blocks[rank]) {
-        if (rank != self && block < needed_end) {
+        if (rank != self && needs(block)) {
           std::memcpy(cache_.place_guest(sequence, layer, head, block), source, slot_bytes);
           ++needed_blocks;
         }

@@ -151,7 +151,7 @@ HWY_INLINE void multiply_tile(const TileProduct<Operand>& p, std::size_t first, 
                               std::size_t columns) {
   std::size_t row = first;
   if (columns == kLanes) {  // one vector a row: eight rows keep the multipliers busy
-    for (; row + 8 <= last; row += 8) multiply_rows<8>(p, row, columns);
+    for (; row + 8 <= last; row += 8) multiply_registers<8, 1>(p, row, 0);
   }
   for (; row + 4 <= last; row += 4) multiply_rows<4>(p, row, columns);
   switch (last - row) {

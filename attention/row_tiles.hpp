@@ -41,6 +41,9 @@ namespace HWY_NAMESPACE {
 inline constexpr std::size_t kTileRows = kQueryBlockRows;
 inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
+// Columns are computed in whole vectors, and transposed by fours.
+inline constexpr std::size_t kColumnStep = std::max<std::size_t>(kLanes, 4);
+
 // State of one tile of 64 rows; matrices are (D, 64) and (64 keys, 64).
 struct RowTile {
   float* queries = nullptr;  // scaled by scale · log2 e: scores are logarithms to base 2
@@ -51,7 +54,7 @@ struct RowTile {
   std::int32_t positions[kTileRows];
   std::int64_t first_row = 0;  // in the task
   std::size_t rows = 0;        // in use; the rest repeats the last one
-  std::size_t columns = 0;     // rows rounded up to whole vectors: what is computed
+  std::size_t columns = 0;     // rows rounded up to kColumnStep: what is computed
 };
 
 // The tiles of a span over `state`: 2 · 64 · D floats a tile.
@@ -63,7 +66,7 @@ inline std::vector<RowTile> make_tiles(const RowSpan& span, std::size_t head_dim
     tiles[i].outputs = tiles[i].queries + head_dim * kTileRows;
     tiles[i].first_row = static_cast<std::int64_t>(i * kTileRows);
     tiles[i].rows = std::min(kTileRows, rows - i * kTileRows);
-    tiles[i].columns = (tiles[i].rows + kLanes - 1) / kLanes * kLanes;
+    tiles[i].columns = (tiles[i].rows + kColumnStep - 1) / kColumnStep * kColumnStep;
   }
   return tiles;
 }

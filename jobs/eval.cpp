@@ -31,18 +31,6 @@ std::vector<const Task*> find_tasks(const EvalOptions& options) {
   return tasks;
 }
 
-std::string rope_text(const RopeChoice& rope) {
-  switch (rope.kind) {
-    case RopeChoice::Kind::kAuto:
-      return "auto";
-    case RopeChoice::Kind::kConfig:
-      return "config";
-    case RopeChoice::Kind::kYarn:
-      break;
-  }
-  return fmt::format("yarn:{}", rope.yarn_factor);
-}
-
 std::int64_t longest_output(const EvalOptions& options, const std::vector<const Task*>& tasks) {
   std::int64_t longest = 0;
   for (const Task* task : tasks) longest = std::max(longest, max_output_of(options, *task));
@@ -148,7 +136,7 @@ void EvalRun::check() {
     log_.emplace(world_->rank(), host_name(), options_.log_dir);
     tasks_ = find_tasks(options_);
     max_tokens_ = options_.length + longest_output(options_, tasks_);
-    model_.emplace(read_model_setup(options_.model, rope_text(options_.rope), max_tokens_));
+    model_.emplace(read_model_setup(options_.model, options_.rope, max_tokens_));
     check_tensor_parallel(model_->config, shape_.tp);
     if (!options_.weights.random) check_checkpoint(options_.model, model_->config);
     check_memory(plan_memory(model_->config, memory_request(options_, model_->config, shape_, max_tokens_)),

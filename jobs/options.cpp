@@ -91,7 +91,7 @@ void add_method(OptionSet& set, const std::string& phase, std::string* target,
              });
 }
 
-void add_rope(OptionSet& set, RopeChoice* rope) {
+void add_rope(OptionSet& set, std::string* rope) {
   set.custom("rope", OptionKind::kText, "auto|config|yarn:F", "auto",
              "rotary scaling: auto follows the study (YaRN for Qwen past 32,768 tokens, prompt and output "
              "together); "
@@ -99,7 +99,7 @@ void add_rope(OptionSet& set, RopeChoice* rope) {
              [rope](const OptionValue& value) {
                const std::string& word = value.words.front();
                if (word == "auto" || word == "config") {
-                 *rope = {word == "auto" ? RopeChoice::Kind::kAuto : RopeChoice::Kind::kConfig, 1};
+                 *rope = word;
                  return;
                }
                const std::optional<double> factor =
@@ -111,7 +111,7 @@ void add_rope(OptionSet& set, RopeChoice* rope) {
                if (*factor < 1 || *factor > 64) {
                  throw UsageError("{}: YaRN's factor {} is not between 1 and 64", value.where, *factor);
                }
-               *rope = {RopeChoice::Kind::kYarn, *factor};
+               *rope = word;
              });
 }
 

@@ -21,12 +21,6 @@ struct WeightsSource {
   std::uint64_t seed = 0;
 };
 
-struct RopeChoice {
-  enum class Kind : std::uint8_t { kAuto, kConfig, kYarn };
-  Kind kind = Kind::kAuto;
-  double yarn_factor = 1;  // of kYarn
-};
-
 // In --weights-dtype, the file's own; else converted on loading.
 struct WeightsDType {
   bool as_file = true;
@@ -37,7 +31,7 @@ struct EvalOptions {
   // model
   std::string model;  // a Hugging Face directory
   WeightsSource weights;
-  RopeChoice rope;
+  std::string rope = "auto";  // auto, config or yarn:F; checked, read by resolve_rope
   DType dtype = DType::kF32;  // of arithmetic
   WeightsDType weights_dtype;
   DType kv_dtype = DType::kF32;

@@ -77,7 +77,7 @@ TEST_CASE("eval: defaults are those of the study") {
   CHECK(o.sp == 1);
   CHECK(o.dp == 0);
   CHECK(o.batch == 1);
-  CHECK(o.rope.kind == RopeChoice::Kind::kAuto);
+  CHECK(o.rope == "auto");
   CHECK(!o.weights.random);
   CHECK(o.weights_dtype.as_file);
   CHECK(o.kv_dtype == DType::kF32);
@@ -96,8 +96,7 @@ TEST_CASE("eval: every option reaches its field") {
       "--timeout 90 --max-time 1h30m");
   CHECK(o.weights.random);
   CHECK(o.weights.seed == 7);
-  CHECK(o.rope.kind == RopeChoice::Kind::kYarn);
-  CHECK(o.rope.yarn_factor == 4);
+  CHECK(o.rope == "yarn:4");
   CHECK(!o.weights_dtype.as_file);
   CHECK(o.kv_dtype == DType::kBF16);
   CHECK(o.samples == 12);
@@ -288,7 +287,7 @@ TEST_CASE("a configuration file fills what the command line leaves out") {
   CHECK(only_file.samples == 7);
   CHECK(only_file.trace == "file.h5");
   CHECK(only_file.fresh);
-  CHECK(only_file.rope.yarn_factor == 2);
+  CHECK(only_file.rope == "yarn:2");
   CHECK(only_file.timeout_s == 30);
   CHECK(only_file.max_time_s == 7200);
   CHECK(only_file.max_output_tokens == 64);

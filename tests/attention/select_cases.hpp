@@ -112,6 +112,26 @@ inline void describe(SelectCase& c, std::string_view method, int number) {
            ", D " + std::to_string(p.dim) + (p.share ? ", shared" : "");
 }
 
+// Budgets of one unit, of less and more than the forced units, of most and more than all; mostly from `least`
+// up.
+inline double draw_budget(Draw& draw, std::size_t units, std::size_t forced, std::size_t least) {
+  const auto n = static_cast<std::int64_t>(units);
+  switch (draw.between(0, 7)) {
+    case 0:
+      return 1;
+    case 1:
+      return static_cast<double>(forced);
+    case 2:
+      return static_cast<double>(forced) + 1;
+    case 3:
+      return static_cast<double>(n + draw.between(-1, 1));
+    case 4:
+      return 100000;
+    default:
+      return static_cast<double>(draw.between(std::min(static_cast<std::int64_t>(least), n), n));
+  }
+}
+
 inline void fill_gaussian(Draw& draw, SelectCase& c) {
   reference::SelectProblem& p = c.problem;
   const double spread = draw.of({0.5, 1.0, 2.0});

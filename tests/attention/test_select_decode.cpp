@@ -27,24 +27,6 @@ std::vector<char> forced_tokens(std::size_t tokens, std::size_t sinks, std::size
   return forced;
 }
 
-double draw_tokens(Draw& draw, std::size_t tokens, std::size_t forced) {
-  const auto n = static_cast<std::int64_t>(tokens);
-  switch (draw.between(0, 7)) {
-    case 0:
-      return 1;
-    case 1:
-      return static_cast<double>(forced);
-    case 2:
-      return static_cast<double>(forced) + 1;
-    case 3:
-      return static_cast<double>(n + draw.between(-1, 1));
-    case 4:
-      return 100000;
-    default:
-      return static_cast<double>(draw.between(std::min(static_cast<std::int64_t>(forced), n), n));
-  }
-}
-
 struct EvictionCase {
   SelectCase c;
   Settings settings;
@@ -71,7 +53,7 @@ EvictionCase eviction_case(std::string_view method, int number) {
     fill_gaussian(draw, c);
   }
   const std::size_t sinks = settings.whole("sinks"), recent = settings.whole("recent");
-  settings.set("tokens", draw_tokens(draw, c.problem.tokens, sinks + recent));
+  settings.set("tokens", draw_budget(draw, c.problem.tokens, sinks + recent, sinks + recent));
   describe(c, method, number);
   c.name += settings.text() + " dtype " + std::to_string(static_cast<int>(c.problem.model));
   return {c,
@@ -194,7 +176,7 @@ TEST_CASE("streaming keeps its sinks and its last tokens") {
     fill_gaussian(draw, c);
     Settings settings(Phase::kDecode, "streaming");
     settings.set("sinks", static_cast<double>(draw.between(0, 40)))
-        .set("window", draw_tokens(draw, c.problem.tokens, 4));
+        .set("window", draw_budget(draw, c.problem.tokens, 4, 4));
     describe(c, "streaming", number);
     c.name += settings.text();
     const std::vector<char> kept =
@@ -365,7 +347,7 @@ TEST_CASE("quest reads the oracle's pages") {
     const reference::SelectProblem& p = c.problem;
     Settings settings(Phase::kDecode, "quest");
     settings.set("tokens", draw.one_in(4) ? static_cast<double>(draw.between(1, 800))
-                                          : 16 * draw_tokens(draw, p.tokens / 16 + 1, 1));
+                                          : 16 * draw_budget(draw, p.tokens / 16 + 1, 1, 1));
     settings.set("per_query_head", draw.of({0.0, 1.0}));
     c.name += settings.text();
     const bool per_query_head = settings.whole("per_query_head") != 0;
@@ -407,7 +389,7 @@ TEST_CASE("topp_pages reads the fewest pages that cover its share") {
     describe(c, "topp_pages", number);
     Settings settings(Phase::kDecode, "topp_pages");
     settings.set("coverage", draw.of({0.0, 0.1, 0.5, 0.77, 0.9, 0.95, 1.0}))
-        .set("floor", draw.one_in(2) ? 0.0 : draw_tokens(draw, c.problem.tokens, 16));
+        .set("floor", draw.one_in(2) ? 0.0 : draw_budget(draw, c.problem.tokens, 16, 16));
     c.name += settings.text();
     const auto scores = reference::page_softmax_scores(c.problem, c.step_query);
     const auto got =

@@ -114,25 +114,6 @@ SelectCase window_case(std::string_view method, int number, bool exact, Draw& dr
   return c;
 }
 
-// Budgets of nothing, of less and more than the forced units, of most and more than all.
-double draw_budget(Draw& draw, std::size_t units, std::size_t forced) {
-  const auto n = static_cast<std::int64_t>(units);
-  switch (draw.between(0, 7)) {
-    case 0:
-      return 1;
-    case 1:
-      return static_cast<double>(forced);
-    case 2:
-      return static_cast<double>(forced) + 1;
-    case 3:
-      return static_cast<double>(n + draw.between(-1, 1));
-    case 4:
-      return 100000;
-    default:
-      return static_cast<double>(draw.between(1, n));
-  }
-}
-
 }  // namespace
 
 TEST_CASE("streaming sees its sinks and its local window") {
@@ -143,7 +124,7 @@ TEST_CASE("streaming sees its sinks and its local window") {
     fill_gaussian(draw, c);
     Settings settings(Phase::kPrefill, "streaming");
     settings.set("sinks", static_cast<double>(draw.between(0, 40)))
-        .set("window", draw_budget(draw, c.problem.tokens, 64));
+        .set("window", draw_budget(draw, c.problem.tokens, 64, 1));
     describe(c, "streaming", number);
     c.name += settings.text();
     const PrefillChoice choice = select_prefill(c.input(), settings.build());
@@ -183,8 +164,8 @@ TEST_CASE("vertical_slash keeps the oracle's columns and diagonals") {
     settings.set("window", static_cast<double>(draw.of({1, 2, 7, 16, 33, 64, 256})));
     SelectCase c = window_case("vertical_slash", number, number % 2 == 1, draw,
                                static_cast<double>(settings.whole("window")));
-    settings.set("columns", draw_budget(draw, c.problem.tokens, 4))
-        .set("diagonals", draw_budget(draw, c.problem.tokens, 64));
+    settings.set("columns", draw_budget(draw, c.problem.tokens, 4, 1))
+        .set("diagonals", draw_budget(draw, c.problem.tokens, 64, 1));
     c.name += settings.text();
     const PrefillChoice choice = select_prefill(c.input(), settings.build());
     check_columns_and_diagonals(
@@ -265,7 +246,7 @@ TEST_CASE("block_sparse keeps the oracle's blocks at every edge") {
       describe(c, "block_sparse", number);
       const std::size_t blocks = (c.problem.tokens + edge - 1) / edge;
       Settings settings(Phase::kPrefill, "block_sparse");
-      settings.set("edge", static_cast<double>(edge)).set("blocks", draw_budget(draw, blocks, 3));
+      settings.set("edge", static_cast<double>(edge)).set("blocks", draw_budget(draw, blocks, 3, 1));
       c.name += settings.text();
       const PrefillChoice choice = select_prefill(c.input(), settings.build());
       const auto scores = reference::pooled_block_scores(c.problem, edge);

@@ -9,6 +9,7 @@
 #include "jobs/option_set.hpp"
 #include "jobs/tasks/task.hpp"
 #include "jobs/tasks_options.hpp"
+#include "jobs/trace_options.hpp"
 #include "runtime/core/error.hpp"
 #include "tessera_build_info.hpp"
 
@@ -180,39 +181,6 @@ OptionSet info_options(InfoOptions& o) {
   return set;
 }
 
-OptionSet trace_options(TraceOptions& o) {
-  switch (o.action) {
-    case TraceOptions::Action::kCheck: {
-      OptionSet set("trace check", "Reads traces whole and reports what is wrong with them (exit 3).",
-                    "tessera trace check out.h5");
-      set.files("files", &o.files, "traces to check");
-      return set;
-    }
-    case TraceOptions::Action::kRebuild: {
-      OptionSet set("trace rebuild", "Makes a trace again from its journal.", "tessera trace rebuild out.h5");
-      set.file("file", &o.files, "the trace, or its journal (FILE.h5.journal)");
-      return set;
-    }
-    case TraceOptions::Action::kExport: {
-      OptionSet set("trace export", "Writes the tables of a trace as text.",
-                    "tessera trace export out.h5 --table samples > samples.csv");
-      set.file("file", &o.files, "the trace");
-      set.choice("table", &o.table, {"points", "attempts", "samples", "all"}, "which table");
-      set.choice("format", &o.format, {"csv", "jsonl"}, "form of a table");
-      set.text("output", &o.output, "DIR",
-               "folder for one file a table (TABLE.csv); without it the table goes to standard output");
-      return set;
-    }
-    case TraceOptions::Action::kMerge:
-      break;
-  }
-  OptionSet set("trace merge", "Joins the points of several traces in one.",
-                "tessera trace merge --output all.h5 a.h5 b.h5");
-  set.text("output", &o.output, "FILE.h5", "the trace to write").required = true;
-  set.files("files", &o.files, "traces to join");
-  return set;
-}
-
 OptionSet select_options(SelectOptions& o) {
   OptionSet set(
       "select",
@@ -313,6 +281,7 @@ constexpr CommandName kCommands[] = {
     {"trace rebuild", "make a trace again from its journal"},
     {"trace export", "write the tables of a trace as CSV or JSON lines"},
     {"trace merge", "join several traces in one"},
+    {"report", "compare the points of traces: score, sparsity, time, bytes"},
     {"bench e2e", "time prefill and decode of a model"},
     {"bench load", "time loading a checkpoint"},
     {"bench gemm", "time matrix products"},
@@ -418,6 +387,10 @@ ParsedCommand parse_command_line(int argc, const char* const* argv) {
     ParsedCommand parsed = parse(select_options(options), options);
     if (const auto* select = std::get_if<SelectOptions>(&parsed)) check_select(*select);
     return parsed;
+  }
+  if (command == "report") {
+    ReportOptions options;
+    return parse(report_options(options), options);
   }
   const std::string action = command.substr(command.find(' ') + 1);
   if (command.rfind("tasks ", 0) == 0) {

@@ -99,6 +99,11 @@ struct TraceOptions {
   std::string format = "csv";      // export: csv or jsonl
 };
 
+struct ReportOptions {
+  std::vector<std::string> files;  // traces or journals
+  std::string format = "text";     // text, markdown or csv
+};
+
 struct BenchOptions {
   enum class Kind : std::uint8_t { kEndToEnd, kLoad, kGemm, kAttention, kSparse, kExchange };
   Kind kind = Kind::kEndToEnd;
@@ -144,8 +149,8 @@ struct PrintText {
   std::string text;
 };
 
-using ParsedCommand = std::variant<PrintText, InfoOptions, EvalOptions, TraceOptions, BenchOptions,
-                                   SelectOptions, TasksOptions>;
+using ParsedCommand = std::variant<PrintText, InfoOptions, EvalOptions, TraceOptions, ReportOptions,
+                                   BenchOptions, SelectOptions, TasksOptions>;
 
 // UsageError: one line that names the option (or FILE:LINE: KEY), both values, and what to do.
 ParsedCommand parse_command_line(int argc, const char* const* argv);

@@ -12,6 +12,7 @@
 namespace tessera {
 namespace {
 
+constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
 constexpr double kNormal975 = 1.959963984540054;  // the 0.975 quantile of the normal distribution
 
 // P(|T| <= t) for whole degrees of freedom: finite sums in θ = atan(t/√ν), Abramowitz and Stegun 26.7.3
@@ -44,6 +45,25 @@ MeanInterval wilson(double mean, std::int64_t count) {
   return {count, mean, std::max(0.0, middle - half), std::min(1.0, middle + half), "Wilson"};
 }
 
+double mean_of(std::span<const double> values) {
+  double sum = 0;
+  for (double value : values) sum += value;
+  return sum / static_cast<double>(values.size());
+}
+
+double sum_of_squares(std::span<const double> values, double mean) {
+  double squares = 0;
+  for (double value : values) squares += (value - mean) * (value - mean);
+  return squares;
+}
+
+// Of at least two values that spread, clipped to what a mean can be.
+MeanInterval student(std::int64_t count, double mean, double squares, double least, double most) {
+  const double error = std::sqrt(squares / static_cast<double>(count - 1) / static_cast<double>(count));
+  const double half = student_t_95(count - 1) * error;
+  return {count, mean, std::max(least, mean - half), std::min(most, mean + half), "Student's t"};
+}
+
 }  // namespace
 
 double student_t_95(std::int64_t degrees) {
@@ -62,22 +82,26 @@ double student_t_95(std::int64_t degrees) {
 }
 
 MeanInterval mean_interval(std::span<const double> scores) {
-  const double kUnknown = std::numeric_limits<double>::quiet_NaN();
   const auto count = static_cast<std::int64_t>(scores.size());
   if (count == 0) return {0, kUnknown, kUnknown, kUnknown, ""};
-  double sum = 0;
-  for (double score : scores) sum += score;
-  const double mean = sum / static_cast<double>(count);
+  const double mean = mean_of(scores);
   if (std::all_of(scores.begin(), scores.end(), [](double s) { return s == 0 || s == 1; })) {
     return wilson(mean, count);
   }
   if (count < 2) return {count, mean, kUnknown, kUnknown, ""};
-  double squares = 0;
-  for (double score : scores) squares += (score - mean) * (score - mean);
+  const double squares = sum_of_squares(scores, mean);
   if (squares == 0) return wilson(mean, count);
-  const double error = std::sqrt(squares / static_cast<double>(count - 1) / static_cast<double>(count));
-  const double half = student_t_95(count - 1) * error;
-  return {count, mean, std::max(0.0, mean - half), std::min(1.0, mean + half), "Student's t"};
+  return student(count, mean, squares, 0, 1);
+}
+
+MeanInterval difference_interval(std::span<const double> differences) {
+  const auto count = static_cast<std::int64_t>(differences.size());
+  if (count == 0) return {0, kUnknown, kUnknown, kUnknown, ""};
+  const double mean = mean_of(differences);
+  const auto [least, most] = std::minmax_element(differences.begin(), differences.end());
+  constexpr double kRounding = 1e-12;  // of differences of scores
+  if (*most - *least < kRounding) return {count, mean, kUnknown, kUnknown, ""};
+  return student(count, mean, sum_of_squares(differences, mean), -1, 1);
 }
 
 double mean_of_known(std::span<const double> values) {
@@ -88,7 +112,7 @@ double mean_of_known(std::span<const double> values) {
     sum += value;
     ++count;
   }
-  return count > 0 ? sum / static_cast<double>(count) : std::numeric_limits<double>::quiet_NaN();
+  return count > 0 ? sum / static_cast<double>(count) : kUnknown;
 }
 
 std::string summary_line(const TaskSummary& task, const MeanInterval& interval) {

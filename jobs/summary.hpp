@@ -23,6 +23,10 @@ struct MeanInterval {
 };
 MeanInterval mean_interval(std::span<const double> scores);
 
+// A mean of differences between scores of the same samples, by Student's t, clipped to [-1, 1]. NaN bounds
+// for one difference, and for equal ones, which show no spread for t to use.
+MeanInterval difference_interval(std::span<const double> differences);
+
 // The quantile t of Student's distribution with P(|T| <= t) = 0.95; degrees >= 1.
 double student_t_95(std::int64_t degrees);
 

@@ -11,8 +11,9 @@
 
 #include "io/journal.hpp"
 #include "io/trace_check.hpp"
-#include "io/trace_reader.hpp"
 #include "io/trace_writer.hpp"
+#include "jobs/text_output.hpp"
+#include "jobs/trace_source.hpp"
 #include "runtime/core/error.hpp"
 
 namespace tessera {
@@ -21,54 +22,16 @@ namespace {
 
 constexpr std::string_view kJournalEnding = ".journal";
 
-void print(std::FILE* out, const std::string& text) {
-  if (std::fwrite(text.data(), 1, text.size(), out) != text.size())
-    throw_write_error("output", "writing", errno);
-}
-
-void flush(std::FILE* out) {
-  if (std::fflush(out) != 0) throw_write_error("output", "writing", errno);
-}
-
 std::string counts_of(const TraceTables& tables) {
   return fmt::format("run {}, {} points, {} attempts' ranks, {} samples{}", tables.run_id,
                      tables.points.size(), tables.attempts.size(), tables.samples.size(),
                      tables.complete ? ", complete" : "");
 }
 
-// A run read from its trace or from its journal, with its arrays at hand. Stays where it is, since the loader
-// refers to it.
-struct AnySource {
-  TraceTables trace;
-  JournalContents journal;
-  bool is_trace = false;
-  LoadSample load;
-  const TraceTables& tables() const { return is_trace ? trace : journal; }
-};
-
-std::unique_ptr<AnySource> open_source(const std::string& path) {
-  auto source = std::make_unique<AnySource>();
-  source->is_trace = is_hdf5_file(path);
-  if (source->is_trace) {
-    source->trace = read_trace(path);
-    source->load = trace_loader(source->trace, path);
-  } else {
-    source->journal = read_journal(path);
-    source->load = journal_loader(source->journal);
-  }
-  return source;
-}
-
 // ---- export ------------------------------------------------------------------------------------
 
-std::string csv_text(const std::string& text) {
-  if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
-  std::string quoted = "\"";
-  for (char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
-  return quoted + "\"";
-}
 std::string csv_value(const std::string& value) {
-  return csv_text(value);
+  return csv_field(value);
 }
 std::string csv_value(std::int64_t value) {
   return std::to_string(value);
@@ -86,7 +49,7 @@ void export_csv(const std::vector<Record>& records, const char* number, std::FIL
   std::string line = number != nullptr ? number : "";
   for (const auto& column : columns_of<Record>())
     line += fmt::format("{}{}", line.empty() ? "" : ",", column.name);
-  print(out, line + "\n");
+  print_text(out, line + "\n");
   for (std::size_t i = 0; i < records.size(); ++i) {
     line = number != nullptr ? std::to_string(i) : "";
     bool first = number == nullptr;
@@ -95,7 +58,7 @@ void export_csv(const std::vector<Record>& records, const char* number, std::FIL
       first = false;
       line += std::visit([&](auto member) { return csv_value(records[i].*member); }, column.member);
     }
-    print(out, line + "\n");
+    print_text(out, line + "\n");
   }
 }
 
@@ -107,7 +70,7 @@ void export_jsonl(const std::vector<Record>& records, const char* number, std::F
     for (const auto& column : columns_of<Record>()) {
       std::visit([&](auto member) { row[column.name] = records[i].*member; }, column.member);
     }
-    print(out, row.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+    print_text(out, row.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
   }
 }
 
@@ -124,25 +87,26 @@ void export_table(const std::vector<Record>& records, const char* number, const 
 int run_trace_check(const std::string& path, std::FILE* out) {
   const auto source = open_source(path);
   check_values(source->tables(), source->load, path);
-  print(out, fmt::format("{}: {}\n", path, counts_of(source->tables())));
+  print_text(out, fmt::format("{}: {}\n", path, counts_of(source->tables())));
   if (!source->is_trace) {
     if (source->journal.torn_tail) {
-      print(out,
-            fmt::format("{}: its last line is incomplete; resuming or rebuilding leaves it out\n", path));
+      print_text(
+          out, fmt::format("{}: its last line is incomplete; resuming or rebuilding leaves it out\n", path));
     }
-    flush(out);
+    flush_text(out);
     return 0;
   }
   const std::string journal_path = journal_path_of(path);
   if (::access(journal_path.c_str(), F_OK) == 0) {
     const JournalContents journal = read_journal(journal_path);
     const std::size_t missing = check_against_journal(source->trace, journal, path);
-    print(out, missing == 0
+    print_text(out,
+               missing == 0
                    ? fmt::format("{}: agrees\n", journal_path)
                    : fmt::format("{}: agrees, and has {} samples more; tessera trace rebuild adds them\n",
                                  journal_path, missing));
   }
-  flush(out);
+  flush_text(out);
   return 0;
 }
 
@@ -154,8 +118,8 @@ int run_trace_rebuild(const std::string& path, std::FILE* out) {
   if (journal.next_seq == 0)
     throw InputError("{}: line 1: incomplete; there is no run to rebuild", journal.path);
   write_trace(journal, trace_path);
-  print(out, fmt::format("{}: {}\n", trace_path, counts_of(journal)));
-  flush(out);
+  print_text(out, fmt::format("{}: {}\n", trace_path, counts_of(journal)));
+  flush_text(out);
   return 0;
 }
 
@@ -174,7 +138,7 @@ int run_trace_export(const TraceExport& options, std::FILE* out) {
   } else {
     throw UsageError("--table: found {}, expected samples, points or attempts", options.table);
   }
-  flush(out);
+  flush_text(out);
   return 0;
 }
 
@@ -187,7 +151,7 @@ int run_trace_merge(const std::string& output, const std::vector<std::string>& i
       throw UsageError("trace merge: {} is both output and input; choose another output", output);
     }
   }
-  std::vector<std::unique_ptr<AnySource>> sources;
+  std::vector<std::unique_ptr<TraceSource>> sources;
   std::vector<std::pair<std::size_t, std::size_t>> origin;  // of each merged sample: source, index
   TraceTables merged;
   merged.complete = true;
@@ -224,8 +188,8 @@ int run_trace_merge(const std::string& output, const std::vector<std::string>& i
     return sample;
   };
   write_trace(merged, load, output);
-  print(out, fmt::format("{}: {}\n", output, counts_of(merged)));
-  flush(out);
+  print_text(out, fmt::format("{}: {}\n", output, counts_of(merged)));
+  flush_text(out);
   return 0;
 }
 

@@ -215,6 +215,11 @@ TEST_CASE("other commands") {
   CHECK(merged.action == TraceOptions::Action::kMerge);
   CHECK(merged.output == "c.h5");
   CHECK(merged.files.size() == 2);
+  const auto report = std::get<ReportOptions>(parse("report a.h5 b.h5.journal --format markdown"));
+  CHECK(report.files == std::vector<std::string>{"a.h5", "b.h5.journal"});
+  CHECK(report.format == "markdown");
+  CHECK(std::get<ReportOptions>(parse("report --format csv a.h5")).files.size() == 1);
+  CHECK(std::get<ReportOptions>(parse("report a.h5")).format == "text");
   const auto bench =
       std::get<BenchOptions>(parse("bench attention --model m --length 128 --repeats 5 --json"));
   CHECK(bench.kind == BenchOptions::Kind::kAttention);
@@ -264,8 +269,9 @@ TEST_CASE("tasks: every option reaches its field") {
 }
 
 TEST_CASE("help and version are texts, whatever else is on the line") {
-  for (const char* line : {"--help", "-h", "help", "trace --help", "info --help", "eval --help", "eval -h",
-                           "eval --length 0 --help", "trace check --help", "bench e2e --help"}) {
+  for (const char* line :
+       {"--help", "-h", "help", "trace --help", "info --help", "eval --help", "eval -h",
+        "eval --length 0 --help", "trace check --help", "report --help", "bench e2e --help"}) {
     CAPTURE(line);
     const ParsedCommand parsed = parse(line);
     REQUIRE(std::holds_alternative<PrintText>(parsed));
@@ -294,7 +300,7 @@ TEST_CASE("bad command lines are refused in one line that names the option and t
   const std::vector<Case> cases = {
       {"", {"no command", "eval"}},
       {"evla", {"'evla'", "did you mean eval?"}},
-      {"frobnicate", {"'frobnicate'", "info, eval, select, tasks, trace, bench"}},
+      {"frobnicate", {"'frobnicate'", "info, eval, select, tasks, trace, report, bench"}},
       {"--model m", {"'--model'", "unknown command"}},
       {"trace", {"trace", "check, rebuild, export, merge", "nothing"}},
       {"trace chek", {"'chek'", "check"}},
@@ -398,6 +404,10 @@ TEST_CASE("bad command lines are refused in one line that names the option and t
       {"trace export a.h5 --table plots", {"--table", "'plots'", "points"}},
       {"trace export a.h5 --table all", {"--table", "--output DIR"}},
       {"trace merge a.h5 b.h5", {"--output FILE.h5", "missing"}},
+      {"report", {"FILE...", "missing"}},
+      {"report a.h5 --format html", {"--format", "'html'", "text, markdown, csv"}},
+      {"report a.h5 --form csv", {"--form", "did you mean --format?"}},
+      {"report a.h5 --output b.md", {"--output", "unknown option"}},
       {"bench e2e", {"--model DIR", "missing"}},
       {"bench e2e --model m --repeats 0", {"--repeats", "0 is below 1"}},
       {"bench attention --model m --weights random:1", {"--weights"}},  // it would change nothing

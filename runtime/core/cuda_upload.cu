@@ -1,5 +1,9 @@
 #include "runtime/core/cuda_upload.hpp"
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -14,6 +18,29 @@
 namespace tessera::cuda {
 namespace {
 
+#if defined(__SSE2__)
+// Stores that pass the caches by: what is copied is read once more only, by the device, and a cache line that
+// is written whole need not be read first.
+void copy_streaming(std::byte* target, const std::byte* source, std::size_t bytes) {
+  constexpr std::size_t kLine = 64;
+  const std::size_t head =
+      std::min(bytes, (kLine - reinterpret_cast<std::uintptr_t>(target) % kLine) % kLine);
+  std::memcpy(target, source, head);
+  std::size_t at = head;
+  for (; at + kLine <= bytes; at += kLine) {
+    __m128i parts[4];
+    for (int i = 0; i < 4; ++i) parts[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + at) + i);
+    for (int i = 0; i < 4; ++i) _mm_stream_si128(reinterpret_cast<__m128i*>(target + at) + i, parts[i]);
+  }
+  std::memcpy(target + at, source + at, bytes - at);
+  _mm_sfence();
+}
+#else
+void copy_streaming(std::byte* target, const std::byte* source, std::size_t bytes) {
+  std::memcpy(target, source, bytes);
+}
+#endif
+
 constexpr int kMostThreads = 12;  // more than a device's link takes in
 
 // What one chunk holds: whole rows of a piece, or a part of one that is longer than a chunk.
@@ -27,12 +54,12 @@ struct Slice {
   std::size_t bytes() const { return static_cast<std::size_t>(rows) * row_bytes; }
   void gather(std::byte* chunk) const {
     if (source_stride == row_bytes) {
-      std::memcpy(chunk, source, bytes());
+      copy_streaming(chunk, source, bytes());
       return;
     }
     for (std::int64_t row = 0; row < rows; ++row) {
       const auto r = static_cast<std::size_t>(row);
-      std::memcpy(chunk + r * row_bytes, source + r * source_stride, row_bytes);
+      copy_streaming(chunk + r * row_bytes, source + r * source_stride, row_bytes);
     }
   }
 };

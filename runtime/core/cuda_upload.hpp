@@ -30,7 +30,7 @@ struct UploadResult {
 
 struct UploadConfig {
   int threads = 0;                                 // 0: as many cores as there are, at most 12
-  std::size_t chunk_bytes = std::size_t{8} << 20;  // two of them a thread
+  std::size_t chunk_bytes = std::size_t{4} << 20;  // two of them a thread
 };
 
 class Uploader {

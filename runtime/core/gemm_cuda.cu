@@ -124,6 +124,9 @@ Plan make_plan(cublasLtHandle_t library, const Problem& problem) {
   CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&made));
   const Preference preference(made);
   set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t{kWorkspaceBytes});
+  // Parts of a split inner dimension are added in fp32, never in y itself.
+  set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+      std::uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, problem.weight_alignment);
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, problem.x_alignment);
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, problem.y_alignment);
@@ -165,6 +168,14 @@ DeviceGemm::DeviceGemm(StreamPool& pool) : impl_(std::make_unique<Impl>(pool)) {
 DeviceGemm::~DeviceGemm() = default;
 
 void DeviceGemm::linear(const LinearParams& p) {
+  if (takes_few_rows(p)) {
+    linear_few_rows(p, impl_->stream);
+  } else {
+    linear_by_library(p);
+  }
+}
+
+void DeviceGemm::linear_by_library(const LinearParams& p) {
   if (p.rows == 0 || p.columns == 0) return;
   TESSERA_CHECK(p.inner > 0 && p.dtype != DType::kF32);
   TESSERA_CHECK(p.y_dtype == p.dtype || (p.y_dtype == DType::kF32 && p.bias == nullptr));

@@ -3,6 +3,7 @@
 
 #include "runtime/core/cuda_element.cuh"
 #include "runtime/core/cuda_launch.hpp"
+#include "runtime/core/cuda_overlap.cuh"
 #include "runtime/core/device_ops.hpp"
 #include "runtime/core/tensor.hpp"
 
@@ -10,6 +11,10 @@ namespace tessera::cuda {
 namespace {
 
 constexpr int kMaxThreads = 1024;
+// Of a CTA whose threads hold so many vectors, so that they stay in registers.
+constexpr int max_threads(int vectors) {
+  return vectors > 2 ? 512 : kMaxThreads;
+}
 constexpr int kMaxVectors = 4;           // of a thread
 constexpr std::int64_t kManyRows = 264;  // two CTAs a multiprocessor: from here on small CTAs fill the device
 
@@ -52,32 +57,34 @@ __device__ __forceinline__ float weighted(float value, float factor, float weigh
   return rounded<T>(value * factor * (weight + offset));
 }
 
-// Vectors threadIdx.x, + blockDim.x, … of the row: at most kVectors a thread.
-template <typename T, int kVectors>
-__global__ void __launch_bounds__(kMaxThreads) norm_rows(const NormArguments<T> p) {
+// Vectors threadIdx.x, + blockDim.x, … of the row: at most kVectors a thread. kAdds: there is a residual.
+template <typename T, int kVectors, bool kAdds>
+__global__ void __launch_bounds__(max_threads(kVectors)) norm_rows(const NormArguments<T> p) {
   __shared__ float partial[2][32];
+  start_in_order();
   const std::int64_t row = blockIdx.x;
   const int vectors = static_cast<int>(p.columns / kVectorWidth);
   const T* x = p.x + row * p.x_stride;
-  T* residual = p.residual == nullptr ? nullptr : p.residual + row * p.columns;
+  T* residual = p.residual + (kAdds ? row * p.columns : 0);
 
   float values[kVectors][kVectorWidth];
   uint4 weights[kVectors];
-  uint4 sums[kVectors];
+  [[maybe_unused]] uint4 sums[kVectors];
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const int at = (threadIdx.x + i * blockDim.x) * kVectorWidth;
-    weights[i] = sums[i] = uint4{0, 0, 0, 0};
+    weights[i] = uint4{0, 0, 0, 0};
+    if constexpr (kAdds) sums[i] = uint4{0, 0, 0, 0};
     uint4 bits = uint4{0, 0, 0, 0};
     if (at < vectors * kVectorWidth) {
       bits = load_bits(x + at);
-      if (residual != nullptr) sums[i] = load_bits(residual + at);
+      if constexpr (kAdds) sums[i] = load_bits(residual + at);
       if (p.weight != nullptr) weights[i] = load_bits(p.weight + at);
     }
     widen<T>(bits, values[i]);
   }
 
-  if (p.post_weight != nullptr) {
+  if (kAdds && p.post_weight != nullptr) {
     float squares = 0;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
@@ -98,7 +105,7 @@ __global__ void __launch_bounds__(kMaxThreads) norm_rows(const NormArguments<T> 
     }
   }
 
-  if (residual != nullptr) {
+  if constexpr (kAdds) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       const int at = (threadIdx.x + i * blockDim.x) * kVectorWidth;
@@ -137,6 +144,7 @@ __global__ void __launch_bounds__(kMaxThreads) norm_rows(const NormArguments<T> 
 template <typename T>
 __global__ void __launch_bounds__(kMaxThreads) norm_unaligned_rows(const NormArguments<T> p) {
   __shared__ float partial[2][32];
+  start_in_order();
   const std::int64_t row = blockIdx.x;
   const T* x = p.x + row * p.x_stride;
   T* residual = p.residual == nullptr ? nullptr : p.residual + row * p.columns;
@@ -176,8 +184,8 @@ void norm(const NormArguments<T>& p, std::int64_t rows, StreamView stream) {
   const bool aligned = columns % kVectorWidth == 0 && vector_aligned(p.x, p.x_stride) &&
                        vector_aligned(p.residual, 0) && vector_aligned(p.post_weight, 0) &&
                        vector_aligned(p.weight, 0) && vector_aligned(p.y, p.y_stride);
-  if (!aligned || columns > kMaxThreads * kMaxVectors * kVectorWidth) {
-    launch(norm_unaligned_rows<T>, {.grid = grid, .block = dim3(256)}, stream, p);
+  if (!aligned || columns > max_threads(kMaxVectors) * kMaxVectors * kVectorWidth) {
+    launch(norm_unaligned_rows<T>, {.grid = grid, .block = dim3(256), .overlaps_previous = true}, stream, p);
     return;
   }
   // Few rows: as many threads as there are vectors, for latency. Many: more vectors a thread, for loads in
@@ -186,14 +194,14 @@ void norm(const NormArguments<T>& p, std::int64_t rows, StreamView stream) {
   const std::int64_t wanted = rows < kManyRows ? vectors : ceil_div(vectors, kMaxVectors);
   const int threads = static_cast<int>(std::clamp<std::int64_t>(ceil_div(wanted, 32) * 32, 32, kMaxThreads));
   const std::int64_t each = ceil_div(vectors, threads);
-  const LaunchShape shape = {.grid = grid, .block = dim3(static_cast<unsigned>(threads))};
-  if (each == 1) {
-    launch(norm_rows<T, 1>, shape, stream, p);
-  } else if (each == 2) {
-    launch(norm_rows<T, 2>, shape, stream, p);
-  } else {
-    launch(norm_rows<T, kMaxVectors>, shape, stream, p);
-  }
+  const LaunchShape shape = {
+      .grid = grid, .block = dim3(static_cast<unsigned>(threads)), .overlaps_previous = true};
+  const auto start = [&]<bool kAdds>() {
+    if (each == 1) return launch(norm_rows<T, 1, kAdds>, shape, stream, p);
+    if (each == 2) return launch(norm_rows<T, 2, kAdds>, shape, stream, p);
+    return launch(norm_rows<T, kMaxVectors, kAdds>, shape, stream, p);
+  };
+  return p.residual == nullptr ? start.template operator()<false>() : start.template operator()<true>();
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include "runtime/core/cuda_element.cuh"
 #include "runtime/core/cuda_launch.hpp"
 #include "runtime/core/cuda_memory.hpp"
+#include "runtime/core/cuda_overlap.cuh"
 #include "runtime/core/device_ops.hpp"
 #include "runtime/core/tensor.hpp"
 
@@ -32,6 +33,7 @@ __device__ __forceinline__ float activate(float x) {
 
 template <typename T, Activation kActivation, int kVectors>
 __global__ void __launch_bounds__(kThreads) activate_vectors(const GatedActivationParams p) {
+  start_in_order();
   const std::int64_t row = blockIdx.x;
   const T* gate = static_cast<const T*>(p.gate) + row * p.in_stride;
   const T* up = static_cast<const T*>(p.up) + row * p.in_stride;
@@ -58,6 +60,7 @@ __global__ void __launch_bounds__(kThreads) activate_vectors(const GatedActivati
 
 template <typename T, Activation kActivation>
 __global__ void __launch_bounds__(kThreads) activate_elements(const GatedActivationParams p) {
+  start_in_order();
   const std::int64_t row = blockIdx.x;
   const std::int64_t at = blockIdx.y * std::int64_t{kThreads} + threadIdx.x;
   if (at >= p.columns) return;
@@ -74,7 +77,8 @@ void activate_rows(const GatedActivationParams& p) {
   const std::int64_t block_columns = aligned ? std::int64_t{kThreads} * kVectors * kVectorWidth : kThreads;
   const LaunchShape shape = {
       .grid = dim3(static_cast<unsigned>(p.rows), static_cast<unsigned>(ceil_div(p.columns, block_columns))),
-      .block = dim3(kThreads)};
+      .block = dim3(kThreads),
+      .overlaps_previous = true};
   if (aligned) {
     launch(activate_vectors<T, kActivation, kVectors>, shape, p.stream, p);
   } else {
@@ -87,6 +91,7 @@ void activate_rows(const GatedActivationParams& p) {
 
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kThreads) embed_kernel(const EmbedParams p) {
+  start_in_order();
   const std::int64_t t = blockIdx.x;
   const std::int64_t row = p.tokens[t] - p.first_row;
   const bool held = row >= 0 && row < p.rows;
@@ -139,6 +144,7 @@ constexpr int kArgmaxVectors = 4;  // of a thread
 
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kThreads) argmax_kernel(const ArgmaxParams p) {
+  start_in_order();
   const std::int64_t row = blockIdx.x;
   const T* logits = static_cast<const T*>(p.logits) + row * p.stride;
   std::uint64_t best = 0;
@@ -165,6 +171,7 @@ __global__ void __launch_bounds__(kThreads) argmax_kernel(const ArgmaxParams p) 
 }
 
 __global__ void __launch_bounds__(kThreads) argmax_results(const ArgmaxParams p) {
+  start_in_order();
   const std::int64_t row = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
   if (row >= p.rows) return;
   const std::uint64_t key = p.keys[row];
@@ -182,7 +189,8 @@ void argmax_of(const ArgmaxParams& p) {
   constexpr std::int64_t kBlockColumns = std::int64_t{kThreads} * kArgmaxVectors * kVectorWidth;
   const LaunchShape shape = {
       .grid = dim3(static_cast<unsigned>(p.rows), static_cast<unsigned>(ceil_div(p.columns, kBlockColumns))),
-      .block = dim3(kThreads)};
+      .block = dim3(kThreads),
+      .overlaps_previous = true};
   if (vector_aligned(p.logits, p.stride)) {
     launch(argmax_kernel<T, true>, shape, p.stream, p);
   } else {
@@ -196,6 +204,7 @@ void argmax_of(const ArgmaxParams& p) {
 template <typename From, typename To, bool kAligned>
 __global__ void __launch_bounds__(kThreads)
     convert_kernel(const From* source, To* target, std::int64_t count) {
+  start_in_order();
   const std::int64_t thread = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
   const std::int64_t threads = std::int64_t{gridDim.x} * kThreads;
   std::int64_t begin = 0;
@@ -224,7 +233,8 @@ template <typename From, typename To>
 void convert_array(const From* source, To* target, std::int64_t count, StreamView stream) {
   const bool aligned = vector_aligned(source, 0) && vector_aligned(target, 0);
   const LaunchShape shape = {.grid = grid_of(aligned ? ceil_div(count, kVectorWidth) : count),
-                             .block = dim3(kThreads)};
+                             .block = dim3(kThreads),
+                             .overlaps_previous = true};
   if (aligned) {
     launch(convert_kernel<From, To, true>, shape, stream, source, target, count);
   } else {
@@ -240,6 +250,7 @@ void with_any_element(DType dtype, Work&& work) {
 
 template <typename Integer>
 __global__ void __launch_bounds__(kThreads) increment_kernel(Integer* values, std::int64_t count) {
+  start_in_order();
   const std::int64_t i = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
   if (i < count) values[i] += 1;
 }
@@ -247,7 +258,8 @@ __global__ void __launch_bounds__(kThreads) increment_kernel(Integer* values, st
 template <typename Integer>
 void increment_all(Integer* values, std::int64_t count, StreamView stream) {
   const dim3 grid(static_cast<unsigned>(ceil_div(count, kThreads)));
-  launch(increment_kernel<Integer>, {.grid = grid, .block = dim3(kThreads)}, stream, values, count);
+  launch(increment_kernel<Integer>, {.grid = grid, .block = dim3(kThreads), .overlaps_previous = true},
+         stream, values, count);
 }
 
 }  // namespace
@@ -270,7 +282,9 @@ void embed_rows(const EmbedParams& p) {
   if (p.columns == 0) return;
   with_element(p.dtype, [&](auto element) {
     using T = decltype(element);
-    const LaunchShape shape = {.grid = dim3(static_cast<unsigned>(p.tokens_count)), .block = dim3(kThreads)};
+    const LaunchShape shape = {.grid = dim3(static_cast<unsigned>(p.tokens_count)),
+                               .block = dim3(kThreads),
+                               .overlaps_previous = true};
     if (vector_aligned(p.table, p.columns) && vector_aligned(p.out, p.columns)) {
       launch(embed_kernel<T, true>, shape, p.stream, p);
     } else {
@@ -287,8 +301,10 @@ void argmax_rows(const ArgmaxParams& params) {
   fill_bytes(p.keys, 0, static_cast<std::size_t>(p.rows) * sizeof(std::uint64_t), p.stream);
   with_any_element(p.dtype, [&](auto element) { argmax_of<decltype(element)>(p); });
   launch(argmax_results,
-         {.grid = dim3(static_cast<unsigned>(ceil_div(p.rows, kThreads))), .block = dim3(kThreads)}, p.stream,
-         p);
+         {.grid = dim3(static_cast<unsigned>(ceil_div(p.rows, kThreads))),
+          .block = dim3(kThreads),
+          .overlaps_previous = true},
+         p.stream, p);
 }
 
 void convert(const void* source, DType source_dtype, void* target, DType target_dtype, std::int64_t count,

@@ -4,6 +4,7 @@
 
 #include "runtime/core/cuda_element.cuh"
 #include "runtime/core/cuda_launch.hpp"
+#include "runtime/core/cuda_overlap.cuh"
 #include "runtime/core/device_ops.hpp"
 #include "runtime/core/tensor.hpp"
 
@@ -50,9 +51,20 @@ struct Lanes {
   __device__ __forceinline__ uint4 high_bits(const T* row) const {
     return load_bits(row + kD / 2 + lane * kVectorWidth);
   }
+  __device__ __forceinline__ void store_bits(T* row, const uint4& low, const uint4& high) const {
+    *reinterpret_cast<uint4*>(row + lane * kVectorWidth) = low;
+    *reinterpret_cast<uint4*>(row + kD / 2 + lane * kVectorWidth) = high;
+  }
   __device__ __forceinline__ void store(T* row, const Halves& value) const {
-    store_vector(row + lane * kVectorWidth, value.low);
-    store_vector(row + kD / 2 + lane * kVectorWidth, value.high);
+    store_bits(row, narrow<T>(value.low), narrow<T>(value.high));
+  }
+  __device__ __forceinline__ void load_words(const T* row, std::uint32_t (&words)[kVectorWidth]) const {
+    const uint4 low = low_bits(row), high = high_bits(row);
+    words[0] = low.x, words[1] = low.y, words[2] = low.z, words[3] = low.w;
+    words[4] = high.x, words[5] = high.y, words[6] = high.z, words[7] = high.w;
+  }
+  __device__ __forceinline__ void store_words(T* row, const std::uint32_t (&words)[kVectorWidth]) const {
+    store_bits(row, {words[0], words[1], words[2], words[3]}, {words[4], words[5], words[6], words[7]});
   }
   __device__ __forceinline__ void load(const T* row, Halves& value) const {
     widen_row(low_bits(row), high_bits(row), value);
@@ -64,7 +76,9 @@ struct Lanes {
     for (int j = 0; j < kVectorWidth; ++j) value.low[j] += b.low[j], value.high[j] += b.high[j];
   }
   // RMS norm of the head, in fp32 up to rope.
-  __device__ __forceinline__ void norm(Halves& value, const Halves& weight, float offset, float eps) const {
+  __device__ __forceinline__ void norm(Halves& value, const T* weights, float offset, float eps) const {
+    Halves weight;
+    load(weights, weight);
     float squares = 0;
 #pragma unroll
     for (int j = 0; j < kVectorWidth; ++j) {
@@ -83,6 +97,35 @@ struct Lanes {
     }
   }
 };
+
+// Bounds of a lane's sixteen channels, packed as they are stored to spare registers.
+struct LaneBounds {
+  std::uint32_t lowest[kVectorWidth];
+  std::uint32_t highest[kVectorWidth];
+};
+
+// A pair with the first and the second element of `now` where so told, else of `before`.
+__device__ __forceinline__ std::uint32_t choose(std::uint32_t before, std::uint32_t now, bool first,
+                                                bool second) {
+  return __byte_perm(before, now, (second ? 0x7600u : 0x3200u) | (first ? 0x54u : 0x10u));
+}
+
+// Takes a stored key into the bounds. Keys come one by one in order of position, and an equal one changes
+// nothing, so that where an append ends shows in no bit, not even in the sign of a zero.
+template <typename T>
+__device__ __forceinline__ void widen_bounds(LaneBounds& bounds, const uint4& low, const uint4& high,
+                                             bool starts) {
+  const std::uint32_t keys[kVectorWidth] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+  for (int j = 0; j < kVectorWidth; ++j) {
+    const float2 key = widen_pair<T>(keys[j]);
+    const float2 lowest = widen_pair<T>(bounds.lowest[j]), highest = widen_pair<T>(bounds.highest[j]);
+    bounds.lowest[j] =
+        choose(bounds.lowest[j], keys[j], starts || key.x < lowest.x, starts || key.y < lowest.y);
+    bounds.highest[j] =
+        choose(bounds.highest[j], keys[j], starts || key.x > highest.x, starts || key.y > highest.y);
+  }
+}
 
 struct Angles {
   float cosine[kVectorWidth];
@@ -114,15 +157,18 @@ __device__ __forceinline__ void query_heads(const QkvArguments<T>& a, unsigned g
   if (position < 0) return;
   Angles angles;
   angles.load<kD>(p, position, lanes.lane);
-  Halves weight;
-  if (p.q_norm != nullptr) lanes.load(static_cast<const T*>(p.q_norm), weight);
   const T* q = static_cast<const T*>(p.q) + token * p.q_stride;
   T* out = static_cast<T*>(p.q_out) + token * p.q_out_stride;
-  for (int head = group % a.query_lists; head < p.heads; head += a.query_lists) {
+  int head = static_cast<int>(group % a.query_lists);
+  uint4 low = lanes.low_bits(q + head * kD), high = lanes.high_bits(q + head * kD);
+#pragma unroll 1
+  for (; head < p.heads; head += a.query_lists) {
     Halves value;
-    lanes.load(q + head * kD, value);
+    lanes.widen_row(low, high, value);
+    const int next = head + a.query_lists;
+    if (next < p.heads) low = lanes.low_bits(q + next * kD), high = lanes.high_bits(q + next * kD);
     if (p.q_bias != nullptr) lanes.add(value, static_cast<const T*>(p.q_bias) + head * kD);
-    if (p.q_norm != nullptr) lanes.norm(value, weight, p.norm_offset, p.norm_eps);
+    if (p.q_norm != nullptr) lanes.norm(value, static_cast<const T*>(p.q_norm), p.norm_offset, p.norm_eps);
     angles.turn(value);
     lanes.store(out + head * kD, value);
   }
@@ -168,58 +214,54 @@ __device__ __forceinline__ void key_value_head(const QkvArguments<T>& a, unsigne
 
   const T* k = static_cast<const T*>(p.k) + first * p.kv_stride + head * kD;
   const T* v = static_cast<const T*>(p.v) + first * p.kv_stride + head * kD;
-  Halves weight, lowest, highest;
-  if (p.k_norm != nullptr) lanes.load(static_cast<const T*>(p.k_norm), weight);
+  LaneBounds page_bounds = {};
   T* bounds = nullptr;
   if (p.bounds != nullptr) {
     const std::int64_t page =
         std::int64_t{slot} * (kBlockTokens / kPageTokens) + row % kBlockTokens / kPageTokens;
     bounds = reinterpret_cast<T*>(p.bounds) + page * 2 * kD;
     if (row % kPageTokens != 0) {
-      lanes.load(bounds, lowest);
-      lanes.load(bounds + kD, highest);
+      lanes.load_words(bounds, page_bounds.lowest);
+      lanes.load_words(bounds + kD, page_bounds.highest);
     }
   }
+  const auto* k_bias = p.k_bias == nullptr ? nullptr : static_cast<const T*>(p.k_bias) + head * kD;
+  const auto* v_bias = p.v_bias == nullptr ? nullptr : static_cast<const T*>(p.v_bias) + head * kD;
   uint4 k_low = lanes.low_bits(k), k_high = lanes.high_bits(k);
   uint4 v_low = lanes.low_bits(v), v_high = lanes.high_bits(v);
+#pragma unroll 1
   for (int i = 0; i < length; ++i) {
-    Halves key, value;
-    lanes.widen_row(k_low, k_high, key);
-    lanes.widen_row(v_low, v_high, value);
     const std::int64_t at = (p.rows_of_head != nullptr ? row : position) % kBlockTokens;
     Angles angles;
     angles.load<kD>(p, position, lanes.lane);
-    if (i + 1 < length) {  // asked for before this row's arithmetic and stores
+    Halves value;
+    lanes.widen_row(v_low, v_high, value);
+    if (v_bias != nullptr) lanes.add(value, v_bias);
+    lanes.store(values + at * kD, value);
+    Halves key;
+    lanes.widen_row(k_low, k_high, key);
+    if (i + 1 < length) {  // asked for before this row's arithmetic
       k += p.kv_stride, v += p.kv_stride;
       k_low = lanes.low_bits(k), k_high = lanes.high_bits(k);
       v_low = lanes.low_bits(v), v_high = lanes.high_bits(v);
       position = p.positions[first + i + 1];
     }
-    if (p.k_bias != nullptr) lanes.add(key, static_cast<const T*>(p.k_bias) + head * kD);
-    if (p.v_bias != nullptr) lanes.add(value, static_cast<const T*>(p.v_bias) + head * kD);
-    if (p.k_norm != nullptr) lanes.norm(key, weight, p.norm_offset, p.norm_eps);
+    if (k_bias != nullptr) lanes.add(key, k_bias);
+    if (p.k_norm != nullptr) lanes.norm(key, static_cast<const T*>(p.k_norm), p.norm_offset, p.norm_eps);
     angles.turn(key);
-    lanes.store(keys + at * kD, key);
-    lanes.store(values + at * kD, value);
-    if (bounds == nullptr) continue;
-    const bool starts = at % kPageTokens == 0;
-#pragma unroll
-    for (int j = 0; j < kVectorWidth; ++j) {
-      const float low = rounded<T>(key.low[j]), high = rounded<T>(key.high[j]);
-      lowest.low[j] = starts || low < lowest.low[j] ? low : lowest.low[j];
-      lowest.high[j] = starts || high < lowest.high[j] ? high : lowest.high[j];
-      highest.low[j] = starts || low > highest.low[j] ? low : highest.low[j];
-      highest.high[j] = starts || high > highest.high[j] ? high : highest.high[j];
-    }
+    const uint4 low = narrow<T>(key.low), high = narrow<T>(key.high);
+    lanes.store_bits(keys + at * kD, low, high);
+    if (bounds != nullptr) widen_bounds<T>(page_bounds, low, high, at % kPageTokens == 0);
   }
   if (bounds != nullptr) {
-    lanes.store(bounds, lowest);
-    lanes.store(bounds + kD, highest);
+    lanes.store_words(bounds, page_bounds.lowest);
+    lanes.store_words(bounds + kD, page_bounds.highest);
   }
 }
 
-template <typename T, int kD>
-__global__ void __launch_bounds__(kThreads) qkv_kernel(const QkvArguments<T> a) {
+template <typename T, int kD, int kCtas>
+__global__ void __launch_bounds__(kThreads, kCtas) qkv_kernel(const QkvArguments<T> a) {
+  start_in_order();
   constexpr unsigned kGroups = kThreads / Lanes<T, kD>::kCount;
   const unsigned group = threadIdx.x / Lanes<T, kD>::kCount;
   if (blockIdx.x < a.kv_blocks) {
@@ -241,7 +283,14 @@ void run(const QkvParams& p) {
   TESSERA_CHECK(p.tokens * std::max(a.query_lists, p.kv_heads) < (std::int64_t{1} << 31));
   a.kv_blocks = static_cast<unsigned>(ceil_div(p.tokens * p.kv_heads, kGroups));
   const auto q_blocks = static_cast<unsigned>(ceil_div(p.tokens * a.query_lists, kGroups));
-  launch(qkv_kernel<T, kD>, {.grid = dim3(a.kv_blocks + q_blocks), .block = dim3(kThreads)}, p.stream, a);
+  const LaunchShape shape = {
+      .grid = dim3(a.kv_blocks + q_blocks), .block = dim3(kThreads), .overlaps_previous = true};
+  // Three CTAs a multiprocessor spill a few registers, which costs a short kernel more than it gives.
+  if (each == kMostHeadsOfLanes) {
+    launch(qkv_kernel<T, kD, 3>, shape, p.stream, a);
+  } else {
+    launch(qkv_kernel<T, kD, 2>, shape, p.stream, a);
+  }
 }
 
 }  // namespace

@@ -123,4 +123,11 @@ void with_element(DType dtype, Work&& work) {
   }
 }
 
+// Likewise with f32.
+template <typename Work>
+void with_any_element(DType dtype, Work&& work) {
+  if (dtype == DType::kF32) return work(float());
+  with_element(dtype, work);
+}
+
 }  // namespace tessera::cuda

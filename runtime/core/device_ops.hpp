@@ -147,6 +147,24 @@ void argmax_rows(const ArgmaxParams& p);
 void convert(const void* source, DType source_dtype, void* target, DType target_dtype, std::int64_t count,
              StreamView stream);
 
+// A slice of a matrix of random values, to the bit what the CPU draws for it (random.hpp): element (r, c) of
+// the whole matrix is center + half_width · u, u uniform in [−1, 1) from the counter r · whole_columns + c.
+struct DrawParams {
+  std::int64_t rows = 0;  // of the slice
+  std::int64_t columns = 0;
+  std::int64_t row_begin = 0;
+  std::int64_t column_begin = 0;
+  std::int64_t whole_columns = 0;
+  std::uint64_t seed = 0;
+  std::uint64_t random_stream = 0;
+  float center = 0;
+  float half_width = 0;
+  DType dtype = DType::kBF16;  // any
+  void* target = nullptr;      // (rows, columns)
+  StreamView stream;
+};
+void draw_uniform(const DrawParams& p);
+
 // values[i] += 1: positions and row counts after a step of decoding, inside its graph.
 void increment(std::int32_t* values, std::int64_t count, StreamView stream);
 void increment(std::int64_t* values, std::int64_t count, StreamView stream);

@@ -242,12 +242,6 @@ void convert_array(const From* source, To* target, std::int64_t count, StreamVie
   }
 }
 
-template <typename Work>
-void with_any_element(DType dtype, Work&& work) {
-  if (dtype == DType::kF32) return work(float());
-  with_element(dtype, work);
-}
-
 template <typename Integer>
 __global__ void __launch_bounds__(kThreads) increment_kernel(Integer* values, std::int64_t count) {
   start_in_order();

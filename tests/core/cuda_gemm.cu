@@ -67,6 +67,8 @@ class Layer {
     p.accumulate = accumulate;
   }
 
+  std::vector<float> values() { return gpu_.download<float>(y_); }
+
   // At most 1 where all is well.
   double worst() {
     const std::vector<float> wide = y_dtype_ == DType::kF32
@@ -126,6 +128,7 @@ TEST_CASE("linear layers on the device equal the fp64 oracle") {
           CHECK(library.worst() <= 1);
         }
         Layer biased(gpu, shape, dtype, dtype, true, false, padding, rng);
+        biased.p.settled_weight = true;
         gemm.linear(biased.p);
         CHECK(biased.worst() <= 1);
         Layer logits(gpu, shape, dtype, DType::kF32, false, false, padding, rng);
@@ -143,6 +146,29 @@ TEST_CASE("linear layers on the device equal the fp64 oracle") {
   CHECK(again.worst() <= 1);
   CHECK(gemm.problems() == problems);
   CHECK(pool.allocations() == allocations);
+}
+
+TEST_CASE("few rows: the bits of a row do not depend on the rows beside it") {
+  Gpu gpu;
+  const std::uint64_t seed = fresh_seed();
+  CAPTURE(seed);
+  std::mt19937_64 rng(seed);
+  for (const Shape& shape : {Shape{4, 72, 512}, Shape{4, 1000, 3584}, Shape{4, 9001, 1032}}) {
+    Layer layer(gpu, shape, DType::kBF16, DType::kF32, false, false, 0, rng);
+    linear_few_rows(layer.p, gpu.stream());
+    const std::vector<float> together = layer.values();
+    for (std::int64_t first = 0; first < 4; ++first) {
+      for (std::int64_t rows = 1; first + rows <= 4; ++rows) {
+        DeviceBuffer y = gpu.poisoned(static_cast<std::size_t>(rows) * shape.columns * 4);
+        LinearParams p = layer.p;
+        p.rows = rows, p.y = y.data();
+        p.x = static_cast<const std::uint16_t*>(p.x) + first * p.inner;
+        linear_few_rows(p, gpu.stream());
+        const auto begin = together.begin() + first * p.columns;
+        CHECK(gpu.download<float>(y) == std::vector<float>(begin, begin + rows * p.columns));
+      }
+    }
+  }
 }
 
 TEST_CASE("shapes that no vector divides") {

@@ -4,6 +4,7 @@
 
 #include "runtime/core/device_ops.hpp"
 #include "runtime/core/error.hpp"
+#include "runtime/core/random.hpp"
 #include "tests/cuda_support.hpp"
 #include "tests/reference/naive_ops.hpp"
 
@@ -330,4 +331,40 @@ TEST_CASE("conversions between dtypes, whole and at odd alignment") {
   increment(rows.as<std::int64_t>(), 1, gpu.stream());
   CHECK(gpu.download<std::int32_t>(counts) == std::vector<std::int32_t>{1, 0, 42});
   CHECK(gpu.download<std::int64_t>(rows) == std::vector<std::int64_t>{7});
+}
+
+TEST_CASE("random matrices are to the bit those of the host, in any slice") {
+  Gpu gpu;
+  const std::uint64_t seed = fresh_seed();
+  CAPTURE(seed);
+  for (const DType dtype : {DType::kBF16, DType::kF16, DType::kF32}) {
+    DrawParams p;
+    p.rows = 37, p.columns = 1003, p.row_begin = 5, p.column_begin = 11, p.whole_columns = 3'000'000'000;
+    p.seed = seed, p.random_stream = stream_of("model.norm.weight"), p.center = 0.25f, p.half_width = 0.0173f;
+    p.dtype = dtype, p.stream = gpu.stream();
+    const std::size_t count = 37 * 1003, size = dtype == DType::kF32 ? 4 : 2;
+    DeviceBuffer target = gpu.poisoned(count * size + 16);
+    p.target = target.data();
+    draw_uniform(p);
+    std::vector<float> want;
+    for (std::int64_t r = 5; r < 42; ++r) {
+      for (std::int64_t c = 11; c < 1014; ++c) {
+        const std::uint64_t counter = static_cast<std::uint64_t>(r * p.whole_columns + c);
+        const std::uint64_t bits = hash_counter(seed, p.random_stream, counter) >> 40;
+        const float product = p.half_width * (static_cast<float>(bits) * 0x1.0p-23f - 1.0f);
+        want.push_back(p.center + product);
+      }
+    }
+    if (dtype == DType::kF32) {
+      std::vector<float> got = gpu.download<float>(target);
+      CHECK(std::isnan(got[count]));
+      got.resize(count);
+      CHECK(got == want);
+    } else {
+      std::vector<std::uint16_t> got = gpu.download<std::uint16_t>(target);
+      CHECK(got[count] == kPoison16);
+      got.resize(count);
+      CHECK(got == rounded(want, dtype));
+    }
+  }
 }

@@ -149,16 +149,8 @@ void linear_few_rows(const LinearParams& params, StreamView stream) {
   if (p.y_stride == 0) p.y_stride = p.columns;
   with_element(p.dtype, [&](auto element) {
     using T = decltype(element);
-    switch (p.rows) {
-      case 1:
-        return run<T, 1>(p, stream);
-      case 2:
-        return run<T, 2>(p, stream);
-      case 3:
-        return run<T, 3>(p, stream);
-      default:
-        return run<T, 4>(p, stream);
-    }
+    static_assert(kFewRows == 2);
+    return p.rows == 1 ? run<T, 1>(p, stream) : run<T, 2>(p, stream);
   });
 }
 

@@ -15,7 +15,7 @@ using namespace cuda_test;
 namespace {
 
 constexpr int kSlots = 96;
-constexpr int kMostPositions = 600;
+constexpr int kMostPositions = 4480;
 constexpr int kTableStride = kMostPositions / kBlockTokens + 3;
 
 struct Case {
@@ -273,6 +273,16 @@ TEST_CASE("q, k and v: bias, head norm, rope, append and page bounds") {
     const std::vector<std::int32_t> rest = from_to(512, 599);
     shard.insert(shard.end(), rest.begin(), rest.end());
     cache.append(shard);
+  }
+}
+
+TEST_CASE("so many tokens that lanes take several query heads each") {
+  const std::uint64_t seed = fresh_seed();
+  CAPTURE(seed);
+  for (const Case& c : {Case{64, 1, 128, DType::kBF16, true, true, 1, true},
+                        Case{61, 1, 128, DType::kF16, false, false, 0, false}}) {
+    Cache cache(c, seed);
+    cache.append(from_to(0, 4470));
   }
 }
 

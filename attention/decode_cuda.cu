@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 
 #include "attention/decode_cuda.hpp"
 #include "attention/decode_cuda_kernel.cuh"
@@ -61,56 +62,56 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(const __grid_constan
   __syncthreads();
   for (int cta = thread; cta < p.ctas; cta += kPlanThreads) {
     const int page = cta * share;
-    if (page >= before) break;
-    int low = 0;  // the last list that begins at or before the page, so that empty ones are passed over
-    int high = lists;
-    while (high - low > 1) {
-      const int middle = (low + high) / 2;
-      (p.begin[middle] <= page ? low : high) = middle;
+    CtaStart start;
+    if (page < before) {
+      int low = 0;  // the last list that begins at or before the page, so that empty ones are passed over
+      int high = lists;
+      while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        (p.begin[middle] <= page ? low : high) = middle;
+      }
+      start = {low, page - p.begin[low], p.begin[low + 1] - p.begin[low], min(share, before - page)};
     }
-    p.starts[cta] = {low, page - p.begin[low]};
+    p.starts[cta] = start;
   }
 }
 
 // ---- merge ------------------------------------------------------------------------------------------------
 
-// One CTA a row of the output, D / 4 threads a partial result, several of these at a time. The order of
-// additions depends on the plan alone.
+// One CTA a slice of 4 · quads channels of a row of the output; `quads` threads (a power of two) add partial
+// results, and several such groups share them. The order of additions depends on the plan alone.
 template <class T>
-__global__ void merge_kernel(const __grid_constant__ DecodeArgs p) {
+__global__ void merge_kernel(const __grid_constant__ DecodeArgs p, const int quads) {
+  constexpr int kMostGroups = 32;
   extern __shared__ __align__(16) std::byte shared[];
-  __shared__ MaxSum of_group[32];
+  __shared__ MaxSum of_group[kMostGroups];
   ptx::wait_for_previous_kernel();
   ptx::let_next_kernel_start();
   const int head_dim = p.problem.head_dim;
   const int heads = p.problem.heads_a_list();
-  const int list = static_cast<int>(blockIdx.x) / heads;
-  const int head = static_cast<int>(blockIdx.x) % heads;
   const std::size_t row = blockIdx.x;
-  const int quads = head_dim / 4;
-  const int group = static_cast<int>(threadIdx.x) / quads;
-  const int groups = static_cast<int>(blockDim.x) / quads;
-  const int quad = static_cast<int>(threadIdx.x) % quads;
+  const int list = static_cast<int>(row) / heads;
+  const int head = static_cast<int>(row) % heads;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int quad = thread % quads;
+  const int channel = (static_cast<int>(blockIdx.y) * quads + quad) * 4;
+  const bool writes_lse = thread == 0 && blockIdx.y == 0 && p.lse != nullptr;
 
+  const int share = p.plan.head->share;
   const int begin = p.plan.begin[list];
   const int end = p.plan.begin[list + 1];
   if (begin == end) {
-    if (group == 0) store_out<T>(p, row * head_dim + quad * 4, make_float4(0, 0, 0, 0));
-    if (threadIdx.x == 0 && p.lse != nullptr) p.lse[row] = -INFINITY;
+    if (thread < quads) store_out<T>(p, row * head_dim + channel, make_float4(0, 0, 0, 0));
+    if (writes_lse) p.lse[row] = -INFINITY;
     return;
   }
-  const int share = p.plan.head->share;
   const int first = begin / share;
   const int last = (end - 1) / share;
   if (first == last) return;  // one CTA had the whole list and wrote the result
 
   MaxSum ml = {-INFINITY, 0};
   float4 total = make_float4(0, 0, 0, 0);
-#pragma unroll 4
-  for (int cta = first + group; cta <= last; cta += groups) {
-    const std::size_t partial = static_cast<std::size_t>(list + cta) * heads + head;
-    const MaxSum one = p.partial_ml[partial];
-    const float4 out = *reinterpret_cast<const float4*>(p.partial_out + partial * head_dim + quad * 4);
+  const auto add = [&](const MaxSum& one, const float4& out) {
     const float highest = fmaxf(ml.maximum, one.maximum);
     const float old_weight = exp2_fast(ml.maximum - finite_maximum(highest));
     const float weight = exp2_fast(one.maximum - finite_maximum(highest));
@@ -119,28 +120,35 @@ __global__ void merge_kernel(const __grid_constant__ DecodeArgs p) {
     total.y = total.y * old_weight + out.y * weight;
     total.z = total.z * old_weight + out.z * weight;
     total.w = total.w * old_weight + out.w * weight;
+  };
+  const int stride = static_cast<int>(blockDim.x) / quads;
+#pragma unroll 4
+  for (int cta = first + thread / quads; cta <= last; cta += stride) {
+    const std::size_t partial = static_cast<std::size_t>(list + cta) * heads + head;
+    add(p.partial_ml[partial],
+        *reinterpret_cast<const float4*>(p.partial_out + partial * head_dim + channel));
   }
+  for (int distance = quads; distance < 32; distance *= 2) {  // groups of one warp
+    const MaxSum one = {__shfl_xor_sync(~0u, ml.maximum, distance), __shfl_xor_sync(~0u, ml.sum, distance)};
+    add(one, make_float4(__shfl_xor_sync(~0u, total.x, distance), __shfl_xor_sync(~0u, total.y, distance),
+                         __shfl_xor_sync(~0u, total.z, distance), __shfl_xor_sync(~0u, total.w, distance)));
+  }
+  const int width = max(quads, 32);  // threads of what is left to add
+  const int group = thread / width;
+  const int groups = static_cast<int>(blockDim.x) / width;
   float4* totals = reinterpret_cast<float4*>(shared);  // (groups, quads)
-  totals[threadIdx.x] = total;
-  if (quad == 0) of_group[group] = ml;
+  if (thread % width < quads) totals[group * quads + quad] = total;
+  if (thread % width == 0) of_group[group] = ml;
   __syncthreads();
-  if (group != 0) return;
-  MaxSum all = {-INFINITY, 0};
-  for (int i = 0; i < groups; ++i) all.maximum = fmaxf(all.maximum, of_group[i].maximum);
+  if (thread >= quads) return;
+  ml = {-INFINITY, 0};
   total = make_float4(0, 0, 0, 0);
-  for (int i = 0; i < groups; ++i) {
-    const float weight = exp2_fast(of_group[i].maximum - finite_maximum(all.maximum));
-    const float4 one = totals[i * quads + quad];
-    all.sum += of_group[i].sum * weight;
-    total.x += one.x * weight;
-    total.y += one.y * weight;
-    total.z += one.z * weight;
-    total.w += one.w * weight;
-  }
-  const float factor = all.sum == 0 ? 0.0f : 1.0f / all.sum;
-  store_out<T>(p, row * head_dim + quad * 4,
+#pragma unroll 4
+  for (int i = 0; i < groups; ++i) add(of_group[i], totals[i * quads + quad]);
+  const float factor = ml.sum == 0 ? 0.0f : 1.0f / ml.sum;
+  store_out<T>(p, row * head_dim + channel,
                make_float4(total.x * factor, total.y * factor, total.z * factor, total.w * factor));
-  if (quad == 0 && p.lse != nullptr) p.lse[row] = natural_lse(all);
+  if (writes_lse) p.lse[row] = natural_lse(ml);
 }
 
 // ---- host -------------------------------------------------------------------------------------------------
@@ -176,8 +184,12 @@ DecodeConfig choose_decode_config(const DecodeProblem& problem, int multiprocess
   config.ctas = multiprocessors;
   config.warps = problem.head_dim == 256 ? 4 : 8;
   config.stages = problem.head_dim == 64 ? 6 : 3;  // 192 KiB a multiprocessor
-  // A long list is cut over all CTAs: its partial results are read by as many threads at a time as a CTA has.
-  config.merge_threads = problem.all_lists() <= 32 ? 512 : 128;
+  // Few lists have many partial results each: those are spread over slices of 32 channels and many threads.
+  const bool few = problem.all_lists() <= 32;
+  const unsigned parts = std::bit_ceil(static_cast<unsigned>(config.ctas / std::max(problem.all_lists(), 1)));
+  config.merge_quads = few ? 8 : problem.head_dim / 4;
+  config.merge_threads =
+      few ? std::clamp<int>(static_cast<int>(parts) * config.merge_quads / 2, 64, 512) : 128;
   return config;
 }
 
@@ -236,11 +248,13 @@ void attend_decode(const DecodeAttendParams& p) {
   attend(args, p.config, p.overlaps_previous, p.stream);
 
   LaunchShape shape;
-  shape.grid = dim3(static_cast<unsigned>(p.problem.sequences * p.problem.heads));
-  shape.block = dim3(static_cast<unsigned>(std::max(p.config.merge_threads, p.problem.head_dim / 4)));
+  shape.grid = dim3(static_cast<unsigned>(p.problem.sequences * p.problem.heads),
+                    static_cast<unsigned>(p.problem.head_dim / 4 / p.config.merge_quads));
+  shape.block = dim3(static_cast<unsigned>(p.config.merge_threads));
   shape.shared_bytes = shape.block.x * sizeof(float4);
   shape.overlaps_previous = true;
-  launch(bf16 ? merge_kernel<__nv_bfloat16> : merge_kernel<__half>, shape, p.stream, args);
+  launch(bf16 ? merge_kernel<__nv_bfloat16> : merge_kernel<__half>, shape, p.stream, args,
+         p.config.merge_quads);
 }
 
 }  // namespace tessera::cuda

@@ -20,11 +20,11 @@
 namespace tessera::cuda {
 
 struct DecodeProblem {
-  int sequences = 0;                                  // N
-  int heads = 0;                                      // H
-  int kv_heads = 0;                                   // K; head h reads KV head h / (H / K)
-  int head_dim = 0;                                   // D: 64, 128 or 256
-  int lists = 0;                                      // of a sequence: K or H
+  int sequences = 0;                                            // N
+  int heads = 0;                                                // H
+  int kv_heads = 0;                                             // K; head h reads KV head h / (H / K)
+  int head_dim = 0;                                             // D: 64, 128 or 256
+  int lists = 0;                                                // of a sequence: K or H
   constexpr int heads_a_list() const { return heads / lists; }  // 1 … 16
   constexpr int all_lists() const { return sequences * lists; }
 };
@@ -32,9 +32,10 @@ struct DecodeProblem {
 // How: a persistent grid. A function of the problem and the chip alone.
 struct DecodeConfig {
   int ctas = 0;
-  int warps = 0;   // of a CTA
-  int stages = 0;  // pages under way a warp
-  int merge_threads = 0;
+  int warps = 0;          // of a CTA
+  int stages = 0;         // pages under way a warp
+  int merge_quads = 0;    // threads that read one partial result, 4 channels each
+  int merge_threads = 0;  // of a CTA of the merge
 };
 DecodeConfig choose_decode_config(const DecodeProblem& problem, int multiprocessors);
 

@@ -28,9 +28,11 @@ struct PlanHead {
   std::int32_t pages = 0;  // of all lists
   std::int32_t share = 0;  // pages of a CTA
 };
-struct CtaStart {
+struct alignas(16) CtaStart {
   std::int32_t list = 0;
-  std::int32_t first = 0;  // page within the list
+  std::int32_t first = 0;      // page within the list
+  std::int32_t list_size = 0;  // pages of that list: beside the others, since the first loads of a CTA wait
+  std::int32_t rest = 0;       // pages of the CTA: 0 … share
 };
 inline constexpr std::size_t kPlanHeadBytes = 16;
 
@@ -43,7 +45,7 @@ struct PlanView {
 };
 __host__ __device__ inline PlanView view_plan(const std::byte* plan, int all_lists) {
   const std::byte* begin = plan + kPlanHeadBytes;
-  const std::size_t begin_bytes = (static_cast<std::size_t>(all_lists) + 2) / 2 * 8;
+  const std::size_t begin_bytes = (static_cast<std::size_t>(all_lists) + 1 + 3) / 4 * 16;
   return {reinterpret_cast<const PlanHead*>(plan), reinterpret_cast<const std::int32_t*>(begin),
           reinterpret_cast<const CtaStart*>(begin + begin_bytes)};
 }
@@ -377,15 +379,14 @@ __global__ __launch_bounds__(
   ptx::wait_for_previous_kernel();
   ptx::let_next_kernel_start();
   const int cta = static_cast<int>(blockIdx.x);
-  const PlanHead plan = *p.plan.head;
-  int rest = min(plan.share, plan.pages - min(plan.pages, cta * plan.share));
-  CtaStart start = {};
-  if (rest > 0) start = p.plan.starts[cta];
+  const CtaStart start = p.plan.starts[cta];
+  int rest = start.rest;
 
   Warp state;
   for (int list = start.list; rest > 0; ++list) {
-    const int first_page = list == start.list ? start.first : 0;
-    const int list_size = p.plan.begin[list + 1] - p.plan.begin[list];
+    const bool later = list != start.list;
+    const int first_page = later ? 0 : start.first;
+    const int list_size = later ? p.plan.begin[list + 1] - p.plan.begin[list] : start.list_size;
     const int last_page = min(list_size, first_page + rest);
     if (last_page == first_page) continue;  // an empty list
     rest -= last_page - first_page;

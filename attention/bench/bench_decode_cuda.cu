@@ -369,28 +369,34 @@ void run_batch(Gpu& gpu, const char* name, int sequences, int kv_heads, std::int
 }
 
 void run_variants(Gpu& gpu, int sequences, int kv_heads, int sets) {
+  struct Variant {
+    int warps, ctas_of_sm, merge_quads, merge_threads;
+    bool overlap;
+  };
   Bench bench(gpu, sequences, kv_heads, 8, 131072, sets);
   const double kv = bench.kv_bytes();
-  for (const bool overlap : {false, true}) {
-    bench.overlap(overlap);
-    for (const auto& [warps, of_sm] : {std::pair{8, 1}, std::pair{4, 2}}) {
-      for (const int merge : {128, 256, 512}) {
-        if (merge != 512 && !overlap) continue;
-        DecodeConfig config = bench.config();
-        config.warps = warps;
-        config.ctas = gpu.multiprocessors * of_sm;
-        config.merge_threads = merge;
-        bench.configure(config);
-        char text[80];
-        std::snprintf(text, sizeof text, "N%d K%d warps %d x%d merge %d overlap %d", sequences, kv_heads,
-                      warps, of_sm, merge, overlap);
-        const double dense = bench.dense(false);
-        print(gpu, text, dense, kv, 0);
-        if (kv_heads == 8) {
-          print(gpu, "   quest step", bench.quest(0.05, Bench::kScore | Bench::kSelect | Bench::kAttend),
-                bench.quest_bytes(0.05), dense);
-        }
-      }
+  const DecodeConfig chosen = bench.config();
+  for (const Variant& v :
+       {Variant{8, 1, chosen.merge_quads, chosen.merge_threads, false},
+        Variant{8, 1, chosen.merge_quads, chosen.merge_threads, true}, Variant{8, 1, 32, 512, true},
+        Variant{8, 1, 8, 128, true}, Variant{8, 1, 8, 512, true},
+        Variant{4, 2, chosen.merge_quads, chosen.merge_threads, true},
+        Variant{4, 1, chosen.merge_quads, chosen.merge_threads, true}}) {
+    DecodeConfig config = chosen;
+    config.warps = v.warps;
+    config.ctas = gpu.multiprocessors * v.ctas_of_sm;
+    config.merge_quads = v.merge_quads;
+    config.merge_threads = v.merge_threads;
+    bench.configure(config);
+    bench.overlap(v.overlap);
+    char text[80];
+    std::snprintf(text, sizeof text, "N%d K%d warps %d x%d merge %d/%d %s", sequences, kv_heads, v.warps,
+                  v.ctas_of_sm, v.merge_quads, v.merge_threads, v.overlap ? "overlap" : "");
+    const double dense = bench.dense(false);
+    print(gpu, text, dense, kv, 0);
+    if (kv_heads == 8) {
+      print(gpu, "   quest step", bench.quest(0.05, Bench::kScore | Bench::kSelect | Bench::kAttend),
+            bench.quest_bytes(0.05), dense);
     }
   }
 }

@@ -85,8 +85,6 @@ __global__ void merge_kernel(const __grid_constant__ DecodeArgs p, const int qua
   constexpr int kMostGroups = 32;
   extern __shared__ __align__(16) std::byte shared[];
   __shared__ MaxSum of_group[kMostGroups];
-  ptx::wait_for_previous_kernel();
-  ptx::let_next_kernel_start();
   const int head_dim = p.problem.head_dim;
   const int heads = p.problem.heads_a_list();
   const std::size_t row = blockIdx.x;
@@ -97,9 +95,12 @@ __global__ void merge_kernel(const __grid_constant__ DecodeArgs p, const int qua
   const int channel = (static_cast<int>(blockIdx.y) * quads + quad) * 4;
   const bool writes_lse = thread == 0 && blockIdx.y == 0 && p.lse != nullptr;
 
+  // The plan is older than the kernel before this one, which attends.
   const int share = p.plan.head->share;
   const int begin = p.plan.begin[list];
   const int end = p.plan.begin[list + 1];
+  ptx::wait_for_previous_kernel();
+  ptx::let_next_kernel_start();
   if (begin == end) {
     if (thread < quads) store_out<T>(p, row * head_dim + channel, make_float4(0, 0, 0, 0));
     if (writes_lse) p.lse[row] = -INFINITY;
@@ -173,7 +174,7 @@ void check_reach(const DecodeReach& reach) {
   const int kinds = (reach.window != 0) + (reach.rows_of_head != nullptr) + (reach.pages != nullptr);
   TESSERA_CHECK(kinds <= 1 && (reach.window > 0 || reach.sinks == 0));
   TESSERA_CHECK(reach.positions != nullptr || reach.rows_of_head != nullptr);
-  TESSERA_CHECK(reach.pages == nullptr || (reach.page_begin != nullptr && reach.page_count != nullptr));
+  TESSERA_CHECK(reach.pages == nullptr || (reach.page_count != nullptr));
 }
 
 }  // namespace
@@ -182,8 +183,8 @@ DecodeConfig choose_decode_config(const DecodeProblem& problem, int multiprocess
   check_problem(problem);
   DecodeConfig config;
   config.ctas = multiprocessors;
-  config.warps = problem.head_dim == 256 ? 4 : 8;
-  config.stages = problem.head_dim == 64 ? 6 : 3;  // 192 KiB a multiprocessor
+  config.warps = 4;
+  config.stages = problem.head_dim == 256 ? 3 : 6;  // up to 192 KiB a multiprocessor
   // Few lists have many partial results each: those are spread over slices of 32 channels and many threads.
   const bool few = problem.all_lists() <= 32;
   const unsigned parts = std::bit_ceil(static_cast<unsigned>(config.ctas / std::max(problem.all_lists(), 1)));
@@ -242,6 +243,7 @@ void attend_decode(const DecodeAttendParams& p) {
   args.out = p.out;
   args.out_f32 = p.out_dtype == DType::kF32;
   args.lse = p.lse;
+  args.settled = p.settled;
 
   const bool bf16 = p.dtype == DType::kBF16;
   const auto attend = bf16 ? launch_attend<__nv_bfloat16> : launch_attend<__half>;

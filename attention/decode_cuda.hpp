@@ -49,9 +49,11 @@ struct DecodeReach {
   std::int32_t window = 0;                // positions > position − window; 0: none
   std::int32_t sinks = 0;                 // and positions < sinks
   const std::int32_t* rows_of_head = nullptr;  // (N, K) rows that eviction packed, all visible
-  // Lists of ascending pages: list i has pages[page_begin[i] …], page_count[i] of them.
+  // Lists of ascending pages: list i has pages[page_begin[i] …], or pages[i · page_stride …] where page_begin
+  // is null, page_count[i] of them.
   const std::int32_t* pages = nullptr;
   const std::int32_t* page_begin = nullptr;  // (N · lists)
+  std::int64_t page_stride = 0;              // room for every planned page
   const std::int32_t* page_count = nullptr;  // (N · lists)
   // With pages: −1 plans by page_count. Else that many finished pages and the current one are planned, fewer
   // where the sequence is shorter, so that the plan may come before the lists; page_count must not exceed it.
@@ -84,7 +86,11 @@ struct DecodeAttendParams {
   std::byte* out = nullptr;        // (N, H, D)
   DType out_dtype = DType::kBF16;  // dtype, or f32
   float* lse = nullptr;            // (N, H), or null
-  bool overlaps_previous = false;  // start before the kernel before has ended (its end is waited for)
+  // Start before the kernel before has ended; its end is waited for. Settled: that kernel did not write the
+  // plan, tables, positions, lengths, rows_of_head or keys and values, save those of the newest page of a
+  // list (it may have written q and page lists too), so that loads need not wait for it.
+  bool overlaps_previous = false;
+  bool settled = false;
   StreamView stream;
 };
 void attend_decode(const DecodeAttendParams& p);

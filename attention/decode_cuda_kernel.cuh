@@ -70,6 +70,7 @@ struct DecodeArgs {
   std::byte* out;
   bool out_f32;
   float* lse;
+  bool settled;
 };
 
 // The pages that a list visits, numbered 0 … pages − 1: those of the sinks, then the others.
@@ -164,15 +165,18 @@ class PageCursor {
     const int sequence = list / p.problem.lists;
     const int kv_head = list % p.problem.lists * p.problem.kv_heads / p.problem.lists;
     table_ = p.tables[sequence] + kv_head * p.table_stride;
-    if (p.reach.pages != nullptr) {
-      listed_ = p.reach.pages + p.reach.page_begin[list];
-      last_ = min(last_, p.reach.page_count[list]);
-    }
   }
 
-  // The next page: where it lies among the pages of all slots (slot · 4 + page of the block), and its visible
-  // rows. False: there are no more.
-  __device__ __forceinline__ bool next(std::uint32_t& place, int& first, int& last) {
+  // Page lists exist from here on.
+  __device__ __forceinline__ void read_list(int list) {
+    const DecodeReach& reach = p_.reach;
+    listed_ = reach.pages + (reach.page_begin != nullptr ? reach.page_begin[list] : list * reach.page_stride);
+    count_ = reach.page_count[list];
+  }
+
+  // The next page: where it lies among the pages of all slots (slot · 4 + page of the block), its visible
+  // rows, and whether it is the newest of the list. False: there are no more.
+  __device__ __forceinline__ bool next(std::uint32_t& place, int& first, int& last, bool& newest) {
     while (waiting_ == 0) {
       if (index_ >= last_) return false;
       fetch();
@@ -182,7 +186,8 @@ class PageCursor {
     place = __shfl_sync(~0u, place_, lane);
     const int rows = __shfl_sync(~0u, rows_, lane);
     first = rows & 0xff;
-    last = rows >> 8;
+    last = rows >> 8 & 0xff;
+    newest = rows >> 16 != 0;
     return true;
   }
 
@@ -195,10 +200,10 @@ class PageCursor {
       int first;
       int last;
       keys_.rows(index, page, first, last);
-      if (first < last) slot = table_[page / kPagesOfBlock];
+      if (first < last && index < count_) slot = table_[page / kPagesOfBlock];
       place_ =
           static_cast<std::uint32_t>(slot) * kPagesOfBlock + static_cast<std::uint32_t>(page % kPagesOfBlock);
-      rows_ = first | last << 8;
+      rows_ = first | last << 8 | ((page + 1) * kPageTokens >= keys_.newest ? 1 << 16 : 0);
     }
     waiting_ = __ballot_sync(~0u, slot != kNoSlot);
     index_ += 32 * kWarps;
@@ -210,6 +215,7 @@ class PageCursor {
   const std::int32_t* listed_ = nullptr;
   int index_;
   int last_;
+  int count_ = 0x7fffffff;  // pages that a list turned out to have, of those planned
   std::uint32_t place_ = 0;
   int rows_ = 0;
   std::uint32_t waiting_ = 0;  // lanes whose page was not given yet
@@ -376,8 +382,14 @@ __global__ __launch_bounds__(
   std::byte* ring = shared + warp * kStages * Shape::kPageBytes;
   const std::uint32_t ring_address = ptx::shared_address(ring);
 
-  ptx::wait_for_previous_kernel();
-  ptx::let_next_kernel_start();
+  bool waited = false;
+  const auto wait = [&] {
+    if (waited) return;
+    ptx::wait_for_previous_kernel();
+    ptx::let_next_kernel_start();
+    waited = true;
+  };
+  if (!p.settled) wait();
   const int cta = static_cast<int>(blockIdx.x);
   const CtaStart start = p.plan.starts[cta];
   int rest = start.rest;
@@ -393,12 +405,18 @@ __global__ __launch_bounds__(
 
     const ListPages keys = list_pages(p.problem, p.reach, list);
     PageCursor<kWarps> cursor(p, list, keys, first_page + warp, last_page);
+    if (p.reach.pages != nullptr) {
+      wait();
+      cursor.read_list(list);
+    }
     int issued = 0;
     const auto issue = [&](int stage) {
       std::uint32_t place;
       int first;
       int last;
-      if (cursor.next(place, first, last)) {
+      bool newest;
+      if (cursor.next(place, first, last, newest)) {
+        if (newest) wait();
         const std::byte* source = p.slots + static_cast<std::size_t>(place / kPagesOfBlock) * p.slot_bytes +
                                   place % kPagesOfBlock * Shape::kHalfBytes;
         const std::uint32_t target = ring_address + stage * Shape::kPageBytes;
@@ -419,8 +437,9 @@ __global__ __launch_bounds__(
       ptx::commit_copies();
     };
 
-#pragma unroll
+#pragma unroll 1
     for (int stage = 0; stage < kStages - 1; ++stage) issue(stage);
+    wait();
     state.load_query(reinterpret_cast<const T*>(p.q) + static_cast<std::size_t>(list) * heads * kHeadDim,
                      heads);
     state.clear();
@@ -496,6 +515,7 @@ __global__ __launch_bounds__(
     }
     __syncthreads();  // the rings may be filled again
   }
+  wait();
 }
 
 // One instantiation a file of its own: attention/decode_cuda_bf16.cu, attention/decode_cuda_f16.cu.

@@ -28,9 +28,10 @@ template <class T>
 void launch_attend(const DecodeArgs& args, const DecodeConfig& config, bool overlaps_previous,
                    StreamView stream) {
   const auto with_tiles = [&]<int kTiles>() {
-    return launch_if<T, 64, kTiles, 8, 6>(args, config, overlaps_previous, stream) ||
-           launch_if<T, 128, kTiles, 8, 3>(args, config, overlaps_previous, stream) ||
+    return launch_if<T, 64, kTiles, 4, 6>(args, config, overlaps_previous, stream) ||
+           launch_if<T, 128, kTiles, 4, 6>(args, config, overlaps_previous, stream) ||
            launch_if<T, 128, kTiles, 4, 3>(args, config, overlaps_previous, stream) ||
+           launch_if<T, 128, kTiles, 8, 3>(args, config, overlaps_previous, stream) ||
            launch_if<T, 256, kTiles, 4, 3>(args, config, overlaps_previous, stream);
   };
   TESSERA_CHECK(with_tiles.template operator()<1>() || with_tiles.template operator()<2>());

@@ -37,13 +37,8 @@ struct ScoreArgs {
   const std::byte* bounds;
   float* scores;
   std::int64_t score_stride;
+  bool settled;
 };
-
-__device__ __forceinline__ float load_float(const std::byte* values, DType dtype, std::size_t i) {
-  if (dtype == DType::kF32) return reinterpret_cast<const float*>(values)[i];
-  if (dtype == DType::kBF16) return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(values)[i]);
-  return __half2float(reinterpret_cast<const __half*>(values)[i]);
-}
 
 // The values of 16 bytes, widened; exact.
 __device__ __forceinline__ void widen(const uint4& raw, float (&values)[4], const float*) {
@@ -79,29 +74,66 @@ __device__ __forceinline__ float from_fixed_on_device(Fixed value) {
   return __double2float_rn(__ll2double_rn(value) * 0x1p-40);
 }
 
-// split_query of attention/page_scores.hpp, by one warp. split: (2, D), positive parts first.
-template <int kHeadDim>
-__device__ __forceinline__ void split_on_device(const ScoreArgs& p, int list, float* split) {
-  const int heads = p.problem.heads / p.problem.lists();
-  const std::size_t row = static_cast<std::size_t>(list) * static_cast<std::size_t>(heads);
-  for (int d = static_cast<int>(threadIdx.x % 32); d < kHeadDim; d += 32) {
+// split_query of attention/page_scores.hpp, by one warp: each lane has neighbouring channels, and the loads
+// of eight heads are under way together. split: (2, D), positive parts first.
+template <class Q, int kHeadDim>
+__device__ __forceinline__ void split_on_device(const Q* q, int heads, float* split) {
+  constexpr int kChannels = kHeadDim / 32;
+  constexpr int kAtOnce = 8;
+  struct alignas(sizeof(Q) * kChannels < 16 ? sizeof(Q) * kChannels : 16) Channels {
+    Q values[kChannels];
+  };
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  Fixed positive[kChannels] = {};
+  Fixed negative[kChannels] = {};
+  for (int first = 0; first < heads; first += kAtOnce) {
+    Channels loaded[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + i < heads) {
+        loaded[i] =
+            reinterpret_cast<const Channels*>(q + static_cast<std::size_t>(first + i) * kHeadDim)[lane];
+      }
+    }
     if (heads == 1) {
-      const float value = load_float(p.q, p.q_dtype, row * kHeadDim + d);
-      split[d] = value < 0.0f ? 0.0f : value;  // as std::max and std::min, whose zeros keep their sign
-      split[kHeadDim + d] = 0.0f < value ? 0.0f : value;
-      continue;
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        const float value = static_cast<float>(loaded[0].values[c]);
+        split[lane * kChannels + c] = value < 0.0f ? 0.0f : value;  // as std::max and std::min: zeros keep
+        split[kHeadDim + lane * kChannels + c] = 0.0f < value ? 0.0f : value;  // their sign
+      }
+      return;
     }
-    Fixed positive = 0;
-    Fixed negative = 0;
-#pragma unroll 4
-    for (int head = 0; head < heads; ++head) {
-      const float value = load_float(p.q, p.q_dtype, (row + head) * kHeadDim + d);
-      const Fixed fixed = to_fixed_on_device(value);
-      positive += value > 0 ? fixed : 0;
-      negative += value > 0 ? 0 : fixed;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + i >= heads) break;
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        const float value = static_cast<float>(loaded[i].values[c]);
+        const Fixed fixed = to_fixed_on_device(value);
+        positive[c] += value > 0 ? fixed : 0;
+        negative[c] += value > 0 ? 0 : fixed;
+      }
     }
-    split[d] = from_fixed_on_device(positive);
-    split[kHeadDim + d] = from_fixed_on_device(negative);
+  }
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) {
+    split[lane * kChannels + c] = from_fixed_on_device(positive[c]);
+    split[kHeadDim + lane * kChannels + c] = from_fixed_on_device(negative[c]);
+  }
+}
+
+template <int kHeadDim>
+__device__ __forceinline__ void split_list(const ScoreArgs& p, int list, float* split) {
+  const int heads = p.problem.heads / p.problem.lists();
+  const std::size_t first = static_cast<std::size_t>(list) * static_cast<std::size_t>(heads) * kHeadDim;
+  if (p.q_dtype == DType::kF32) {
+    split_on_device<float, kHeadDim>(reinterpret_cast<const float*>(p.q) + first, heads, split);
+  } else if (p.q_dtype == DType::kBF16) {
+    split_on_device<__nv_bfloat16, kHeadDim>(reinterpret_cast<const __nv_bfloat16*>(p.q) + first, heads,
+                                             split);
+  } else {
+    split_on_device<__half, kHeadDim>(reinterpret_cast<const __half*>(p.q) + first, heads, split);
   }
 }
 
@@ -178,8 +210,7 @@ __global__ __launch_bounds__(kWarps * 32, 1) void score_kernel(const __grid_cons
   float* split = reinterpret_cast<float*>(ring + kStages * kStageBytes);
   const std::uint32_t ring_address = ptx::shared_address(ring);
 
-  ptx::wait_for_previous_kernel();
-  ptx::let_next_kernel_start();
+  if (!p.settled) ptx::wait_for_previous_kernel();
   if (warp == 0) {
     int before = 0;
     for (int first = 0; first < p.problem.sequences; first += 32) {
@@ -206,7 +237,10 @@ __global__ __launch_bounds__(kWarps * 32, 1) void score_kernel(const __grid_cons
   const std::int64_t warps = static_cast<std::int64_t>(gridDim.x) * kWarps;
   const int begin = static_cast<int>(all * me / warps);
   const int end = static_cast<int>(all * (me + 1) / warps);
-  if (begin == end) return;
+  if (begin == end) {
+    ptx::wait_for_previous_kernel();
+    return;
+  }
 
   GroupCursor loading(p, groups_before, begin);
   GroupCursor scoring = loading;
@@ -241,13 +275,15 @@ __global__ __launch_bounds__(kWarps * 32, 1) void score_kernel(const __grid_cons
 
 #pragma unroll
   for (int stage = 0; stage < kStages - 1; ++stage) load(stage);
+  ptx::wait_for_previous_kernel();
+  ptx::let_next_kernel_start();
   int stage = 0;
-  int split_list = -1;
+  int current_list = -1;
   for (int group = begin; group < end; ++group) {
-    if (scoring.list() != split_list) {
+    if (scoring.list() != current_list) {
       __syncwarp();
-      split_list = scoring.list();
-      split_on_device<kHeadDim>(p, split_list, split);
+      current_list = scoring.list();
+      split_list<kHeadDim>(p, current_list, split);
       __syncwarp();
     }
     const int held_slot = scoring.slot();
@@ -315,8 +351,8 @@ void score_pages_on_device(const DevicePageScoreParams& p) {
   TESSERA_CHECK(p.problem.sequences <= kMostSequences && p.multiprocessors > 0);
   TESSERA_CHECK(p.problem.kv_heads > 0 && p.problem.heads % p.problem.kv_heads == 0);
   if (p.problem.sequences == 0) return;
-  const ScoreArgs args = {p.problem,      p.q_dtype, p.q,      p.positions,   p.tables,
-                          p.table_stride, p.bounds,  p.scores, p.score_stride};
+  const ScoreArgs args = {p.problem,      p.q_dtype, p.q,      p.positions,    p.tables,
+                          p.table_stride, p.bounds,  p.scores, p.score_stride, p.settled};
   switch (p.bounds_dtype) {
     case DType::kF32:
       return launch_scores_of<float>(args, p);

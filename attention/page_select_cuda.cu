@@ -12,11 +12,14 @@
 namespace tessera::cuda {
 namespace {
 
-constexpr int kThreads = 1024;
+// Little shared memory and few registers, so that these CTAs are resident while the scores are still made.
+constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
+constexpr int kKept =
+    16;  // places a thread keeps in registers: 8,192 pages; those of longer lists are read again
 constexpr int kDigitBits = 11;
 constexpr int kBins = 1 << kDigitBits;
-constexpr int kMostKept = 40 * 1024;  // ranks in shared memory; those of longer lists are read again
+constexpr int kBinsOfThread = kBins / kThreads;
 
 struct SelectArgs {
   PageSelectProblem problem;
@@ -28,7 +31,7 @@ struct SelectArgs {
   std::int64_t page_stride;
   std::int32_t* page_begin;
   std::int32_t* page_count;
-  int kept;  // ranks in shared memory
+  bool settled;
 };
 
 // Order of rank_of_score, moved to unsigned: 0 not held, 1 NaN, then −inf … inf; both zeros are equal.
@@ -40,14 +43,40 @@ __device__ __forceinline__ std::uint32_t place_of_score(float score) {
   return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
 }
 
-// The ranks of one list.
+// The places of one list. Each warp has a run of neighbouring pages, 32 at a time.
 struct Places {
   const float* scores;
-  std::uint32_t* kept;
-  int kept_count;
+  int begin;  // of the run
+  int end;
+  std::uint32_t kept[kKept];
+  bool all_kept;
 
-  __device__ __forceinline__ std::uint32_t operator[](int page) const {
-    return page < kept_count ? kept[page] : place_of_score(scores[page]);
+  __device__ __forceinline__ Places(const float* list_scores, int pages) : scores(list_scores) {
+    const int run = (pages + kThreads - 1) / kThreads * 32;
+    begin = min(pages, static_cast<int>(threadIdx.x) / 32 * run);
+    end = min(pages, begin + run);
+    all_kept = run <= kKept * 32;
+    if (!all_kept) return;
+#pragma unroll
+    for (int i = 0; i < kKept; ++i) {
+      const int page = begin + i * 32 + static_cast<int>(threadIdx.x % 32);
+      kept[i] = page < end ? place_of_score(scores[page]) : 0;
+    }
+  }
+  // visit(first page, place of page first + lane; 0 past the end), 32 pages at a time, ascending.
+  template <class Visit>
+  __device__ __forceinline__ void each(const Visit& visit) const {
+    if (all_kept) {
+#pragma unroll
+      for (int i = 0; i < kKept; ++i) {
+        if (begin + i * 32 < end) visit(begin + i * 32, kept[i]);
+      }
+      return;
+    }
+    for (int first = begin; first < end; first += 32) {
+      const int page = first + static_cast<int>(threadIdx.x % 32);
+      visit(first, page < end ? place_of_score(scores[page]) : 0);
+    }
   }
 };
 
@@ -68,9 +97,9 @@ struct Border {
   int ties;
 };
 
-// Of `pages` places at least `count` ≥ 1 of which are not 0.
-__device__ Border find_border(const Places& places, int pages, int count, std::uint32_t lowest,
-                              std::uint32_t highest, SelectShared& shared) {
+// Of places at least `count` ≥ 1 of which are not 0.
+__device__ __forceinline__ Border find_border(const Places& places, int count, std::uint32_t lowest,
+                                              std::uint32_t highest, SelectShared& shared) {
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32;
   const int warp = thread / 32;
@@ -82,18 +111,19 @@ __device__ Border find_border(const Places& places, int pages, int count, std::u
     const int bits = top - shift;
     for (int bin = thread; bin < kBins; bin += kThreads) shared.bins[bin] = 0;
     __syncthreads();
-    for (int page = thread; page < pages; page += kThreads) {
-      const std::uint32_t place = places[page];
+    places.each([&](int, std::uint32_t place) {
       if (place != 0 && (top == 32 || place >> top == prefix)) {
         atomicAdd(&shared.bins[(place >> shift) & ((1u << bits) - 1)], 1);
       }
-    }
+    });
     __syncthreads();
-    // Thread i owns two bins, the highest first.
-    const int high_bin = kBins - 1 - 2 * thread;
-    const int high = shared.bins[high_bin];
-    const int low = shared.bins[high_bin - 1];
-    int sum = high + low;
+    // Thread i owns kBinsOfThread bins, the highest first.
+    const int high_bin = kBins - 1 - kBinsOfThread * thread;
+    int inside[kBinsOfThread];
+    int own = 0;
+#pragma unroll
+    for (int i = 0; i < kBinsOfThread; ++i) own += inside[i] = shared.bins[high_bin - i];
+    int sum = own;
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
       const int other = __shfl_up_sync(~0u, sum, distance);
@@ -101,25 +131,17 @@ __device__ Border find_border(const Places& places, int pages, int count, std::u
     }
     if (lane == 31) shared.of_warp[warp] = sum;
     __syncthreads();
-    if (warp == 0) {
-      int total = shared.of_warp[lane];
+    int before = sum - own;
 #pragma unroll
-      for (int distance = 1; distance < 32; distance *= 2) {
-        const int other = __shfl_up_sync(~0u, total, distance);
-        if (lane >= distance) total += other;
+    for (int w = 0; w < kWarps; ++w) before += w < warp ? shared.of_warp[w] : 0;
+#pragma unroll
+    for (int i = 0; i < kBinsOfThread; ++i) {
+      if (before < count && before + inside[i] >= count) {
+        shared.digit = high_bin - i;
+        shared.above = before;
+        shared.inside = inside[i];
       }
-      shared.of_warp[lane] = total;
-    }
-    __syncthreads();
-    const int before = sum - high - low + (warp == 0 ? 0 : shared.of_warp[warp - 1]);
-    if (before < count && before + high >= count) {
-      shared.digit = high_bin;
-      shared.above = before;
-      shared.inside = high;
-    } else if (before + high < count && before + high + low >= count) {
-      shared.digit = high_bin - 1;
-      shared.above = before + high;
-      shared.inside = low;
+      before += inside[i];
     }
     __syncthreads();
     count -= shared.above;
@@ -133,16 +155,16 @@ __device__ Border find_border(const Places& places, int pages, int count, std::u
 }
 
 __global__ __launch_bounds__(kThreads) void select_kernel(const __grid_constant__ SelectArgs p) {
-  extern __shared__ __align__(16) std::uint32_t kept[];
   __shared__ SelectShared shared;
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32;
   const int warp = thread / 32;
   const int list = static_cast<int>(blockIdx.x);
 
+  if (!p.settled) ptx::wait_for_previous_kernel();
+  const int current = max(p.positions[list / p.problem.lists()], 0) / kPageTokens;  // finished pages
   ptx::wait_for_previous_kernel();
   ptx::let_next_kernel_start();
-  const int current = max(p.positions[list / p.problem.lists()], 0) / kPageTokens;  // finished pages
   std::int32_t* chosen = p.pages + list * p.page_stride;
   if (thread == 0) p.page_begin[list] = static_cast<std::int32_t>(list * p.page_stride);
   if (p.budget_pages >= current) {
@@ -151,20 +173,15 @@ __global__ __launch_bounds__(kThreads) void select_kernel(const __grid_constant_
     return;
   }
 
-  const float* scores = p.scores + list * p.score_stride;
-  const Places places = {scores, kept, min(current, p.kept)};
+  const Places places(p.scores + list * p.score_stride, current);
   std::uint32_t lowest = ~0u;
   std::uint32_t highest = 0;
   int held = 0;
-#pragma unroll 4
-  for (int page = thread; page < current; page += kThreads) {
-    const std::uint32_t place = place_of_score(scores[page]);
-    if (page < places.kept_count) kept[page] = place;
-    if (place == 0) continue;
-    lowest = min(lowest, place);
+  places.each([&](int, std::uint32_t place) {
+    lowest = min(lowest, place != 0 ? place : ~0u);
     highest = max(highest, place);
-    ++held;
-  }
+    held += place != 0;
+  });
   lowest = __reduce_min_sync(~0u, lowest);
   highest = __reduce_max_sync(~0u, highest);
   held = __reduce_add_sync(~0u, held);
@@ -174,28 +191,24 @@ __global__ __launch_bounds__(kThreads) void select_kernel(const __grid_constant_
     shared.held[warp] = held;
   }
   __syncthreads();
-  lowest = __reduce_min_sync(~0u, shared.lowest[lane]);
-  highest = __reduce_max_sync(~0u, shared.highest[lane]);
-  held = __reduce_add_sync(~0u, shared.held[lane]);
+  lowest = __reduce_min_sync(~0u, shared.lowest[lane % kWarps]);
+  highest = __reduce_max_sync(~0u, shared.highest[lane % kWarps]);
+  held = __reduce_add_sync(~0u, lane < kWarps ? shared.held[lane] : 0);
   __syncthreads();
 
   Border border = {0, 0};  // all that are held
   if (p.budget_pages < held) {
-    border = p.budget_pages == 0 ? Border{~0u, 0}
-                                 : find_border(places, current, p.budget_pages, lowest, highest, shared);
+    border =
+        p.budget_pages == 0 ? Border{~0u, 0} : find_border(places, p.budget_pages, lowest, highest, shared);
   }
 
-  // Each warp writes the chosen of its own run of pages: first how many those of the warps before it are.
-  const int run = (current + kThreads - 1) / kThreads * 32;
-  const int run_begin = min(current, warp * run);
-  const int run_end = min(current, run_begin + run);
+  // Each warp writes the chosen of its own run: first how many those of the warps before it are.
   int above = 0;
   int ties = 0;
-  for (int page = run_begin + lane; page < run_end; page += 32) {
-    const std::uint32_t place = places[page];
+  places.each([&](int, std::uint32_t place) {
     above += place > border.place;
-    ties += place == border.place;
-  }
+    ties += place != 0 && place == border.place;
+  });
   above = __reduce_add_sync(~0u, above);
   ties = __reduce_add_sync(~0u, ties);
   __syncthreads();
@@ -206,11 +219,9 @@ __global__ __launch_bounds__(kThreads) void select_kernel(const __grid_constant_
   __syncthreads();
   above = __reduce_add_sync(~0u, lane < warp ? shared.held[lane] : 0);
   ties = __reduce_add_sync(~0u, lane < warp ? shared.of_warp[lane] : 0);
-  for (int first = run_begin; first < run_end; first += 32) {
-    const std::uint32_t place = first + lane < run_end ? places[first + lane] : 0;
-    const bool in = first + lane < run_end;
-    const std::uint32_t are_above = __ballot_sync(~0u, in && place > border.place);
-    const std::uint32_t are_ties = __ballot_sync(~0u, in && place == border.place);
+  places.each([&](int first, std::uint32_t place) {
+    const std::uint32_t are_above = __ballot_sync(~0u, place > border.place);
+    const std::uint32_t are_ties = __ballot_sync(~0u, place != 0 && place == border.place);
     const std::uint32_t lower = (1u << lane) - 1;
     const int tie = ties + __popc(are_ties & lower);
     const int target = above + __popc(are_above & lower) + min(tie, border.ties);
@@ -219,7 +230,7 @@ __global__ __launch_bounds__(kThreads) void select_kernel(const __grid_constant_
     }
     above += __popc(are_above);
     ties += __popc(are_ties);
-  }
+  });
   if (warp == kWarps - 1 && lane == 0) {
     const int count = above + min(ties, border.ties);
     chosen[count] = current;
@@ -233,13 +244,11 @@ void select_pages_on_device(const DevicePageSelectParams& p) {
   TESSERA_CHECK(p.budget_pages >= 0);
   TESSERA_CHECK(p.page_stride > std::min<std::int64_t>(p.budget_pages, p.score_stride));
   if (p.problem.sequences == 0) return;
-  SelectArgs args = {p.problem, p.budget_pages, p.positions,  p.scores,     p.score_stride,
-                     p.pages,   p.page_stride,  p.page_begin, p.page_count, 0};
-  args.kept = static_cast<int>(std::min<std::int64_t>(p.score_stride, kMostKept));
+  const SelectArgs args = {p.problem, p.budget_pages, p.positions,  p.scores,     p.score_stride,
+                           p.pages,   p.page_stride,  p.page_begin, p.page_count, p.settled};
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(p.problem.all_lists()));
   shape.block = dim3(kThreads);
-  shape.shared_bytes = static_cast<std::size_t>(args.kept) * sizeof(std::uint32_t);
   shape.overlaps_previous = p.overlaps_previous;
   launch(select_kernel, shape, p.stream, args);
 }

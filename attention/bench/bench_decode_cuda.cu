@@ -96,6 +96,7 @@ struct Gpu {
   DeviceBuffer upload(const std::vector<T>& values) {
     DeviceBuffer buffer = empty(values.size() * sizeof(T));
     CUDA_CHECK(cudaMemcpy(buffer.data(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
+    CUDA_CHECK(cudaDeviceSynchronize());  // small copies return before they arrive
     return buffer;
   }
 };
@@ -199,10 +200,11 @@ class Bench {
     DecodeReach reach;
     reach.positions = positions_.as<std::int32_t>();
     plan(reach);
+    gpu_.stream.synchronize();
     return time_graph(gpu_, steps(), [&] {
       for (int i = 0; i < steps(); ++i) {
         if (with_plan) plan(reach);
-        attend(reach, i % sets_);
+        attend(reach, i % sets_, with_plan);
       }
     });
   }
@@ -221,10 +223,11 @@ class Bench {
     DecodeReach reach;
     reach.rows_of_head = on_device.as<std::int32_t>();
     plan(reach);
+    gpu_.stream.synchronize();
     return time_graph(gpu_, steps(), [&] {
       for (int i = 0; i < steps(); ++i) {
         if (with_plan) plan(reach);
-        attend(reach, i % sets_);
+        attend(reach, i % sets_, with_plan);
       }
     });
   }
@@ -235,12 +238,13 @@ class Bench {
     DecodeReach reach;
     reach.positions = positions_.as<std::int32_t>();
     reach.pages = chosen_.as<std::int32_t>();
-    reach.page_begin = begin_.as<std::int32_t>();
+    reach.page_stride = score_stride_ + 1;
     reach.page_count = count_.as<std::int32_t>();
     reach.budget_pages = budget;
     plan(reach);
     score(0);
     select(budget);
+    gpu_.stream.synchronize();
     return time_graph(gpu_, steps(), [&] {
       for (int i = 0; i < steps(); ++i) {
         if (parts & kPlan) plan(reach);
@@ -262,7 +266,7 @@ class Bench {
   void plan(const DecodeReach& reach) {
     plan_decode({problem_, config_, reach, plan_.data(), overlap_, gpu_.stream.view()});
   }
-  void attend(const DecodeReach& reach, int set) {
+  void attend(const DecodeReach& reach, int set, bool after_plan = false) {
     DecodeAttendParams p;
     p.problem = problem_;
     p.config = config_;
@@ -278,6 +282,7 @@ class Bench {
     p.out = out_.data();
     p.lse = lse_.as<float>();
     p.overlaps_previous = overlap_;
+    p.settled = overlap_ && !after_plan;
     p.stream = gpu_.stream.view();
     attend_decode(p);
   }
@@ -296,6 +301,7 @@ class Bench {
     p.scores = scores_.as<float>();
     p.score_stride = score_stride_;
     p.overlaps_previous = overlap_;
+    p.settled = overlap_;
     p.stream = gpu_.stream.view();
     score_pages_on_device(p);
   }
@@ -311,6 +317,7 @@ class Bench {
     p.page_begin = begin_.as<std::int32_t>();
     p.page_count = count_.as<std::int32_t>();
     p.overlaps_previous = overlap_;
+    p.settled = overlap_;
     p.stream = gpu_.stream.view();
     select_pages_on_device(p);
   }
@@ -370,28 +377,28 @@ void run_batch(Gpu& gpu, const char* name, int sequences, int kv_heads, std::int
 
 void run_variants(Gpu& gpu, int sequences, int kv_heads, int sets) {
   struct Variant {
-    int warps, ctas_of_sm, merge_quads, merge_threads;
+    int warps, stages, ctas_of_sm, merge_quads, merge_threads;
     bool overlap;
   };
   Bench bench(gpu, sequences, kv_heads, 8, 131072, sets);
   const double kv = bench.kv_bytes();
   const DecodeConfig chosen = bench.config();
   for (const Variant& v :
-       {Variant{8, 1, chosen.merge_quads, chosen.merge_threads, false},
-        Variant{8, 1, chosen.merge_quads, chosen.merge_threads, true}, Variant{8, 1, 32, 512, true},
-        Variant{8, 1, 8, 128, true}, Variant{8, 1, 8, 512, true},
-        Variant{4, 2, chosen.merge_quads, chosen.merge_threads, true},
-        Variant{4, 1, chosen.merge_quads, chosen.merge_threads, true}}) {
+       {Variant{4, 6, 1, chosen.merge_quads, chosen.merge_threads, false},
+        Variant{4, 6, 1, chosen.merge_quads, chosen.merge_threads, true}, Variant{4, 6, 1, 32, 512, true},
+        Variant{8, 3, 1, 8, 256, true}, Variant{4, 3, 1, chosen.merge_quads, chosen.merge_threads, true},
+        Variant{4, 3, 2, chosen.merge_quads, chosen.merge_threads, true}}) {
     DecodeConfig config = chosen;
     config.warps = v.warps;
+    config.stages = v.stages;
     config.ctas = gpu.multiprocessors * v.ctas_of_sm;
     config.merge_quads = v.merge_quads;
     config.merge_threads = v.merge_threads;
     bench.configure(config);
     bench.overlap(v.overlap);
     char text[80];
-    std::snprintf(text, sizeof text, "N%d K%d warps %d x%d merge %d/%d %s", sequences, kv_heads, v.warps,
-                  v.ctas_of_sm, v.merge_quads, v.merge_threads, v.overlap ? "overlap" : "");
+    std::snprintf(text, sizeof text, "N%d K%d warps %d/%d x%d merge %d/%d %s", sequences, kv_heads, v.warps,
+                  v.stages, v.ctas_of_sm, v.merge_quads, v.merge_threads, v.overlap ? "overlap" : "");
     const double dense = bench.dense(false);
     print(gpu, text, dense, kv, 0);
     if (kv_heads == 8) {

@@ -82,7 +82,7 @@ TEST_CASE("dense decode: every group size and head dimension, mixed lengths, any
       worst.add(errors, shape.dtype);
       const std::vector<float> out = batch.out();
       const std::vector<float> lse = batch.lse();
-      batch.run(reach, 2, 0, true, true);  // the same bits again, launches overlapped
+      batch.run(reach, 2, 0, true, true, true);  // the same bits again, launches overlapped
       CHECK(batch.out() == out);
       CHECK(batch.lse() == lse);
       batch.run(reach, 2, turn % 2 == 0 ? 7 : 1, false);
@@ -114,7 +114,7 @@ TEST_CASE("sliding windows with sinks, and positions past the length") {
         reach.lengths = length_on_device.as<std::int32_t>();
         reach.window = window;
         reach.sinks = sinks;
-        batch.run(reach, 3, sinks == 4 ? 5 : 0, true);
+        batch.run(reach, 3, sinks == 4 ? 5 : 0, true, window == 100, window == 100);
         const DecodeErrors errors = batch.compare([&](int n, int, std::int64_t j) {
           return j > positions[static_cast<std::size_t>(n)] - window || j < sinks;
         });
@@ -157,7 +157,7 @@ TEST_CASE("packed heads of different lengths") {
     DecodeReach reach;
     reach.rows_of_head = on_device.as<std::int32_t>();
     for (const int ctas : {0, 3}) {
-      batch.run(reach, 4, ctas, true);
+      batch.run(reach, 4, ctas, true, true, ctas == 3);
       const DecodeErrors errors = batch.compare([](int, int, std::int64_t) { return true; });
       check(errors, shape.dtype, true);
       worst.add(errors, shape.dtype);
@@ -220,7 +220,7 @@ TEST_CASE("page lists, of KV heads and of query heads, planned by count and by b
         for (const int budget : {-1, kBudget}) {
           for (const int ctas : {0, 4}) {
             reach.budget_pages = budget;
-            batch.run(reach, lists, ctas, true);
+            batch.run(reach, lists, ctas, true, true, budget == kBudget);
             const DecodeErrors errors = batch.compare([&](int n, int head, std::int64_t j) {
               const int list = n * lists + head / (shape.heads / lists);
               return static_cast<bool>(

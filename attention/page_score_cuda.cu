@@ -151,17 +151,16 @@ class GroupCursor {
     }
     enter(low);
     const int rest = group - groups_before[low];
-    list_ = rest / groups_;
     group_ = rest % groups_;
+    enter_list(rest / groups_);
   }
   __device__ __forceinline__ void advance() {
     if (++group_ < groups_) return;
     group_ = 0;
-    if (++list_ < p_.problem.lists()) return;
-    list_ = 0;
+    if (list_ + 1 < p_.problem.lists()) return enter_list(list_ + 1);
     for (int next = sequence_ + 1; next < p_.problem.sequences; ++next) {
       enter(next);
-      if (groups_ > 0) break;
+      if (groups_ > 0) return enter_list(0);
     }
   }
   __device__ int list() const { return sequence_ * p_.problem.lists() + list_; }
@@ -172,8 +171,7 @@ class GroupCursor {
     const int lane = static_cast<int>(threadIdx.x % 32);
     const int block = group_ * kGroupBlocks + lane;
     if (lane >= kGroupBlocks || block * (kBlockTokens / kPageTokens) >= pages_) return kNoSlot;
-    const int kv_head = list_ * p_.problem.kv_heads / p_.problem.lists();
-    return p_.tables[sequence_][kv_head * p_.table_stride + block];
+    return table_[block];
   }
 
  private:
@@ -182,8 +180,14 @@ class GroupCursor {
     pages_ = max(p_.positions[sequence], 0) / kPageTokens;
     groups_ = (pages_ + kGroupPages - 1) / kGroupPages;
   }
+  __device__ __forceinline__ void enter_list(int list) {
+    list_ = list;
+    const int kv_head = list * p_.problem.kv_heads / p_.problem.lists();
+    table_ = p_.tables[sequence_] + kv_head * p_.table_stride;
+  }
 
   const ScoreArgs& p_;
+  const std::int32_t* table_ = nullptr;  // of the KV head
   int sequence_ = 0;
   int pages_ = 0;
   int groups_ = 0;  // of a list

@@ -37,10 +37,11 @@ struct SelectArgs {
 // Order of rank_of_score, moved to unsigned: 0 not held, 1 NaN, then −inf … inf; both zeros are equal.
 __device__ __forceinline__ std::uint32_t place_of_score(float score) {
   const std::uint32_t bits = __float_as_uint(score);
-  if (bits == kPageNotHeld) return 0;
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return 1;
-  if (bits == 0x80000000u) return 0x80000000u;
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+  std::uint32_t place =
+      bits ^ (static_cast<std::uint32_t>(static_cast<std::int32_t>(bits) >> 31) | 0x80000000u);
+  place = bits << 1 == 0 ? 0x80000000u : place;
+  place = (bits & 0x7fffffffu) > 0x7f800000u ? 1u : place;
+  return bits == kPageNotHeld ? 0u : place;
 }
 
 // The places of one list. Each warp has a run of neighbouring pages, 32 at a time.
@@ -57,11 +58,7 @@ struct Places {
     end = min(pages, begin + run);
     all_kept = run <= kKept * 32;
     if (!all_kept) return;
-#pragma unroll
-    for (int i = 0; i < kKept; ++i) {
-      const int page = begin + i * 32 + static_cast<int>(threadIdx.x % 32);
-      kept[i] = page < end ? place_of_score(scores[page]) : 0;
-    }
+    read(begin, kept);
   }
   // visit(first page, place of page first + lane; 0 past the end), 32 pages at a time, ascending.
   template <class Visit>
@@ -73,9 +70,31 @@ struct Places {
       }
       return;
     }
-    for (int first = begin; first < end; first += 32) {
-      const int page = first + static_cast<int>(threadIdx.x % 32);
-      visit(first, page < end ? place_of_score(scores[page]) : 0);
+    constexpr int kAtOnce = 4;
+    for (int first = begin; first < end; first += kAtOnce * 32) {
+      std::uint32_t places[kAtOnce];
+      read(first, places);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (first + i * 32 < end) visit(first + i * 32, places[i]);
+      }
+    }
+  }
+
+ private:
+  // All loads are under way before the first is used.
+  template <int kCount>
+  __device__ __forceinline__ void read(int first, std::uint32_t (&places)[kCount]) const {
+    float loaded[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int page = first + i * 32 + static_cast<int>(threadIdx.x % 32);
+      loaded[i] = scores[max(min(page, end - 1), 0)];
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int page = first + i * 32 + static_cast<int>(threadIdx.x % 32);
+      places[i] = page < end ? place_of_score(loaded[i]) : 0;
     }
   }
 };

@@ -1,6 +1,6 @@
 // Decode attention and page selection on one GPU, timed against a plain read of device memory in the same
 // run.
-//   bench_decode_cuda SUITE…      dense, quest, packed, batch8, batch64, variants
+//   bench_decode_cuda SUITE…      one, ordered, batch8, batch64, variants
 // Every figure is a median over replays of a graph that goes round several sets of keys and values (with
 // their own queries, tables, bounds and lists), so that L2 holds nothing of use when a set comes round again.
 #include <cuda_runtime.h>
@@ -146,7 +146,7 @@ void print(const Gpu& gpu, const std::string& what, double microseconds, double 
 
 class Bench {
  public:
-  Bench(Gpu& gpu, int sequences, int kv_heads, int group, std::int64_t length, int sets)
+  Bench(Gpu& gpu, int sequences, int kv_heads, int group, std::int64_t length, int sets, bool shuffled = true)
       : gpu_(gpu), length_(length), sets_(sets) {
     problem_ = {sequences, kv_heads * group, kv_heads, kHeadDim, kv_heads};
     config_ = choose_decode_config(problem_, gpu.multiprocessors);
@@ -157,7 +157,7 @@ class Bench {
     std::mt19937 rng(1);
     std::vector<std::int32_t> table(static_cast<std::size_t>(slots_));
     std::iota(table.begin(), table.end(), 0);
-    std::shuffle(table.begin(), table.end(), rng);
+    if (shuffled) std::shuffle(table.begin(), table.end(), rng);
     table_ = gpu.upload(table);
     std::vector<const std::int32_t*> tables;
     for (int n = 0; n < sequences; ++n) tables.push_back(table_.as<std::int32_t>() + n * kv_heads * blocks);
@@ -352,8 +352,9 @@ void measure_read(Gpu& gpu) {
   std::printf("read of 2 GiB: %.2f TB/s\n", gpu.read_rate * 1e-12);
 }
 
-void run_batch(Gpu& gpu, const char* name, int sequences, int kv_heads, std::int64_t length, int sets) {
-  Bench bench(gpu, sequences, kv_heads, 8, length, sets);
+void run_batch(Gpu& gpu, const char* name, int sequences, int kv_heads, std::int64_t length, int sets,
+               bool shuffled = true) {
+  Bench bench(gpu, sequences, kv_heads, 8, length, sets, shuffled);
   const std::string head = std::string(name) + " ";
   const double dense = bench.dense(false);
   print(gpu, head + "dense", dense, bench.kv_bytes(), 0);
@@ -420,6 +421,9 @@ int run(int argc, char** argv) {
     if (suite == "one") {
       run_batch(gpu, "N1 K8", 1, 8, 131072, 4);
       run_batch(gpu, "N1 K1", 1, 1, 131072, 12);
+    } else if (suite == "ordered") {  // slots of a head follow one another
+      run_batch(gpu, "N1 K8 ordered", 1, 8, 131072, 4, false);
+      run_batch(gpu, "N1 K1 ordered", 1, 1, 131072, 12, false);
     } else if (suite == "batch8") {
       run_batch(gpu, "N8 K8", 8, 8, 131072, 2);
     } else if (suite == "batch64") {
@@ -428,7 +432,7 @@ int run(int argc, char** argv) {
       run_variants(gpu, 1, 8, 4);
       run_variants(gpu, 1, 1, 12);
     } else {
-      std::printf("suites: one batch8 batch64 variants\n");
+      std::printf("suites: one ordered batch8 batch64 variants\n");
       return 2;
     }
   }

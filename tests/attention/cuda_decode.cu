@@ -210,16 +210,25 @@ TEST_CASE("page lists, of KV heads and of query heads, planned by count and by b
         }
         const DeviceBuffer positions = gpu.upload(newest(lengths));
         const DeviceBuffer pages_on_device = gpu.upload(pages);
+        std::vector<std::int32_t> rows(count.size() * (kBudget + 3),
+                                       -7);  // the same lists at equal distances
+        for (std::size_t i = 0; i < count.size(); ++i) {
+          std::copy_n(pages.begin() + begin[i], count[i],
+                      rows.begin() + static_cast<std::ptrdiff_t>(i) * (kBudget + 3));
+        }
+        const DeviceBuffer rows_on_device = gpu.upload(rows);
         const DeviceBuffer begin_on_device = gpu.upload(begin);
         const DeviceBuffer count_on_device = gpu.upload(count);
         DecodeReach reach;
         reach.positions = positions.as<std::int32_t>();
-        reach.pages = pages_on_device.as<std::int32_t>();
-        reach.page_begin = begin_on_device.as<std::int32_t>();
         reach.page_count = count_on_device.as<std::int32_t>();
         for (const int budget : {-1, kBudget}) {
           for (const int ctas : {0, 4}) {
             reach.budget_pages = budget;
+            const bool strided = budget == kBudget && ctas == 0;
+            reach.pages = (strided ? rows_on_device : pages_on_device).as<std::int32_t>();
+            reach.page_begin = strided ? nullptr : begin_on_device.as<std::int32_t>();
+            reach.page_stride = kBudget + 3;
             batch.run(reach, lists, ctas, true, true, budget == kBudget);
             const DecodeErrors errors = batch.compare([&](int n, int head, std::int64_t j) {
               const int list = n * lists + head / (shape.heads / lists);

@@ -167,6 +167,16 @@ class PageCursor {
     table_ = p.tables[sequence] + kv_head * p.table_stride;
   }
 
+  // Brings the list's row of the table near while its pages are still being chosen.
+  __device__ __forceinline__ void warm_table() const {
+    constexpr int kLine = 128 / static_cast<int>(sizeof(std::int32_t));
+    const int blocks = (keys_.newest + kBlockTokens - 1) / kBlockTokens;
+    for (int block = static_cast<int>(threadIdx.x) * kLine; block < blocks; block += kWarps * 32 * kLine) {
+      std::int32_t unused;
+      asm volatile("ld.global.ca.b32 %0, [%1];" : "=r"(unused) : "l"(table_ + block));
+    }
+  }
+
   // Page lists exist from here on.
   __device__ __forceinline__ void read_list(int list) {
     const DecodeReach& reach = p_.reach;
@@ -406,6 +416,7 @@ __global__ __launch_bounds__(
     const ListPages keys = list_pages(p.problem, p.reach, list);
     PageCursor<kWarps> cursor(p, list, keys, first_page + warp, last_page);
     if (p.reach.pages != nullptr) {
+      if (!waited) cursor.warm_table();
       wait();
       cursor.read_list(list);
     }

@@ -116,7 +116,11 @@ struct Border {
   int ties;
 };
 
-// Of places at least `count` ≥ 1 of which are not 0.
+__device__ __forceinline__ void clear_bins(SelectShared& shared) {
+  for (int bin = static_cast<int>(threadIdx.x); bin < kBins; bin += kThreads) shared.bins[bin] = 0;
+}
+
+// The bins must be clear. Of places at least `count` ≥ 1 of which are not 0.
 __device__ __forceinline__ Border find_border(const Places& places, int count, std::uint32_t lowest,
                                               std::uint32_t highest, SelectShared& shared) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -128,8 +132,6 @@ __device__ __forceinline__ Border find_border(const Places& places, int count, s
   while (true) {
     const int shift = max(top - kDigitBits, 0);
     const int bits = top - shift;
-    for (int bin = thread; bin < kBins; bin += kThreads) shared.bins[bin] = 0;
-    __syncthreads();
     places.each([&](int, std::uint32_t place) {
       if (place != 0 && (top == 32 || place >> top == prefix)) {
         atomicAdd(&shared.bins[(place >> shift) & ((1u << bits) - 1)], 1);
@@ -169,6 +171,7 @@ __device__ __forceinline__ Border find_border(const Places& places, int count, s
     // All of the bin: every place from its lower edge on is chosen, and none of them shares a tie.
     if (shared.inside == count) return {(prefix << shift) - 1, 0};
     top = shift;
+    clear_bins(shared);  // all have read them, and the digit
     __syncthreads();
   }
 }
@@ -180,6 +183,7 @@ __global__ __launch_bounds__(kThreads) void select_kernel(const __grid_constant_
   const int warp = thread / 32;
   const int list = static_cast<int>(blockIdx.x);
 
+  clear_bins(shared);
   if (!p.settled) ptx::wait_for_previous_kernel();
   const int current = max(p.positions[list / p.problem.lists()], 0) / kPageTokens;  // finished pages
   ptx::wait_for_previous_kernel();

@@ -2,7 +2,8 @@
 #include <bit>
 
 #include "attention/decode_cuda.hpp"
-#include "attention/decode_cuda_kernel.cuh"
+#include "attention/decode_cuda_args.cuh"
+#include "attention/ptx/grid_dependency.cuh"
 #include "runtime/core/cuda_launch.hpp"
 #include "runtime/core/error.hpp"
 

@@ -3,8 +3,8 @@
 
 #include "attention/decode_cuda.hpp"
 #include "attention/decode_cuda_args.cuh"
-#include "attention/ptx/grid_dependency.cuh"
 #include "runtime/core/cuda_launch.hpp"
+#include "runtime/core/cuda_overlap.cuh"
 #include "runtime/core/error.hpp"
 
 namespace tessera::cuda {
@@ -28,8 +28,8 @@ struct PlanArgs {
 // One CTA: sums the pages of all lists, then looks up where each share starts.
 __global__ __launch_bounds__(kPlanThreads) void plan_kernel(const __grid_constant__ PlanArgs p) {
   __shared__ int of_warp[kPlanThreads / 32];
-  ptx::wait_for_previous_kernel();
-  ptx::let_next_kernel_start();
+  wait_for_previous();
+  let_next_start();
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32;
   const int lists = p.problem.all_lists();
@@ -100,8 +100,8 @@ __global__ void merge_kernel(const __grid_constant__ DecodeArgs p, const int qua
   const int share = p.plan.head->share;
   const int begin = p.plan.begin[list];
   const int end = p.plan.begin[list + 1];
-  ptx::wait_for_previous_kernel();
-  ptx::let_next_kernel_start();
+  wait_for_previous();
+  let_next_start();
   if (begin == end) {
     if (thread < quads) store_out<T>(p, row * head_dim + channel, make_float4(0, 0, 0, 0));
     if (writes_lse) p.lse[row] = -INFINITY;

@@ -86,9 +86,11 @@ struct DecodeAttendParams {
   std::byte* out = nullptr;        // (N, H, D)
   DType out_dtype = DType::kBF16;  // dtype, or f32
   float* lse = nullptr;            // (N, H), or null
-  // Start before the kernel before has ended; its end is waited for. Settled: that kernel did not write the
-  // plan, tables, positions, lengths, rows_of_head or keys and values, save those of the newest page of a
-  // list (it may have written q and page lists too), so that loads need not wait for it.
+  // Start before the kernel before has ended; its end is waited for. Settled: what this one reads first
+  // (plan, tables, positions, lengths, rows_of_head, and keys and values save those of the newest page of a
+  // list, but not q and page lists) was written before any kernel that may still run when this one starts.
+  // Kernels of this room let the next one start only once all before them has ended, so behind them that is
+  // the kernel just before; behind one that lets the next start sooner it is also those before that.
   bool overlaps_previous = false;
   bool settled = false;
   StreamView stream;

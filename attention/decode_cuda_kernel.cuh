@@ -8,7 +8,7 @@
 
 #include "attention/decode_cuda_warp.cuh"
 #include "attention/ptx/cp_async.cuh"
-#include "attention/ptx/grid_dependency.cuh"
+#include "runtime/core/cuda_overlap.cuh"
 
 namespace tessera::cuda {
 
@@ -48,8 +48,8 @@ __global__ __launch_bounds__(
   bool waited = false;
   const auto wait = [&] {
     if (waited) return;
-    ptx::wait_for_previous_kernel();
-    ptx::let_next_kernel_start();
+    wait_for_previous();
+    let_next_start();
     waited = true;
   };
   if (!p.settled) wait();

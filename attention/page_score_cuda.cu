@@ -10,9 +10,9 @@
 #include "attention/fixed_point.hpp"
 #include "attention/page_select_cuda.hpp"
 #include "attention/ptx/cp_async.cuh"
-#include "attention/ptx/grid_dependency.cuh"
 #include "kvcache/kv_view.hpp"
 #include "runtime/core/cuda_launch.hpp"
+#include "runtime/core/cuda_overlap.cuh"
 #include "runtime/core/error.hpp"
 #include "runtime/core/tensor.hpp"
 
@@ -214,7 +214,7 @@ __global__ __launch_bounds__(kWarps * 32, 1) void score_kernel(const __grid_cons
   float* split = reinterpret_cast<float*>(ring + kStages * kStageBytes);
   const std::uint32_t ring_address = ptx::shared_address(ring);
 
-  if (!p.settled) ptx::wait_for_previous_kernel();
+  if (!p.settled) wait_for_previous();
   if (warp == 0) {
     int before = 0;
     for (int first = 0; first < p.problem.sequences; first += 32) {
@@ -242,7 +242,7 @@ __global__ __launch_bounds__(kWarps * 32, 1) void score_kernel(const __grid_cons
   const int begin = static_cast<int>(all * me / warps);
   const int end = static_cast<int>(all * (me + 1) / warps);
   if (begin == end) {
-    ptx::wait_for_previous_kernel();
+    wait_for_previous();
     return;
   }
 
@@ -279,8 +279,8 @@ __global__ __launch_bounds__(kWarps * 32, 1) void score_kernel(const __grid_cons
 
 #pragma unroll
   for (int stage = 0; stage < kStages - 1; ++stage) load(stage);
-  ptx::wait_for_previous_kernel();
-  ptx::let_next_kernel_start();
+  wait_for_previous();
+  let_next_start();
   int stage = 0;
   int current_list = -1;
   for (int group = begin; group < end; ++group) {

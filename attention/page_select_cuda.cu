@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "attention/page_select_cuda.hpp"
-#include "attention/ptx/grid_dependency.cuh"
 #include "runtime/core/cuda_launch.hpp"
+#include "runtime/core/cuda_overlap.cuh"
 #include "runtime/core/error.hpp"
 #include "runtime/core/tensor.hpp"
 
@@ -184,10 +184,10 @@ __global__ __launch_bounds__(kThreads) void select_kernel(const __grid_constant_
   const int list = static_cast<int>(blockIdx.x);
 
   clear_bins(shared);
-  if (!p.settled) ptx::wait_for_previous_kernel();
+  if (!p.settled) wait_for_previous();
   const int current = max(p.positions[list / p.problem.lists()], 0) / kPageTokens;  // finished pages
-  ptx::wait_for_previous_kernel();
-  ptx::let_next_kernel_start();
+  wait_for_previous();
+  let_next_start();
   std::int32_t* chosen = p.pages + list * p.page_stride;
   if (thread == 0) p.page_begin[list] = static_cast<std::int32_t>(list * p.page_stride);
   if (p.budget_pages >= current) {

@@ -38,7 +38,7 @@ struct DevicePageScoreParams {
   const std::byte* bounds = nullptr;  // (slots, 4 pages, 2, D): lowest, highest
   float* scores = nullptr;            // (N · lists, score_stride)
   std::int64_t score_stride = 0;      // at least the finished pages of the longest sequence
-  // Settled: the kernel before did not write positions, tables or bounds of finished pages.
+  // Settled, as in attention/decode_cuda.hpp: positions, tables and bounds of finished pages.
   bool overlaps_previous = false;
   bool settled = false;
   StreamView stream;
@@ -58,7 +58,7 @@ struct DevicePageSelectParams {
   std::int32_t* page_begin = nullptr;  // (N · lists) index of a list's first page: list · page_stride
   std::int32_t* page_count = nullptr;  // (N · lists)
   bool overlaps_previous = false;
-  bool settled = false;  // the kernel before did not write positions
+  bool settled = false;  // positions
   StreamView stream;
 };
 void select_pages_on_device(const DevicePageSelectParams& p);

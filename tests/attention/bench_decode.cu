@@ -1,6 +1,6 @@
 // Decode attention and page selection on one GPU, timed against a plain read of device memory in the same
 // run.
-//   bench_decode_cuda SUITE…      one, ordered, batch8, batch64, variants
+//   bench_attention_decode SUITE…      one, ordered, batch8, batch64, variants
 // Every figure is a median over replays of a graph that goes round several sets of keys and values (with
 // their own queries, tables, bounds and lists), so that L2 holds nothing of use when a set comes round again.
 #include <cuda_runtime.h>

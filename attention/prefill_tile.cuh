@@ -1,0 +1,112 @@
+// What the two sides of the prefill kernel share: its configuration and arguments, the plan of shared memory,
+// what a tile says of itself, the order of work.
+#pragma once
+
+#include <cstdint>
+
+#include "attention/ptx/mbarrier.cuh"
+
+namespace tessera::cuda {
+
+inline constexpr int kWarpgroup = 128;
+inline constexpr int kBoxChannels = 64;  // what the 128-byte swizzle spans
+inline constexpr int kBlockRows = 64;    // rows of a query block and of a block of the cache
+
+// kConsumers warpgroups of 64 rows; kKeys keys a tile, kStages tiles in flight; kTurns: warpgroups take turns
+// at issuing products; kPolynomial: see softmax_step; kSlack: powers of two that a maximum may lag behind.
+template <typename T_, int kHeadDim_, int kConsumers_, int kKeys_, int kStages_, bool kTurns_,
+          int kPolynomial_, int kSlack_>
+struct PrefillConfig {
+  using T = T_;
+  static constexpr int kHeadDim = kHeadDim_;
+  static constexpr int kConsumers = kConsumers_;
+  static constexpr int kKeys = kKeys_;
+  static constexpr int kStages = kStages_;
+  static constexpr bool kTurns = kTurns_;
+  static constexpr int kPolynomial = kPolynomial_;
+  static constexpr int kSlack = kSlack_;
+  static constexpr int kBlocks = kKeys / kBlockRows;  // blocks a tile
+  static constexpr int kGroups = kHeadDim / kBoxChannels;
+  static constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
+  // 65536 registers a multiprocessor: the producer keeps what it needs, consumers share the rest.
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32;
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 160;
+};
+
+struct PrefillArguments {
+  const std::int32_t* table;            // (K, table_stride)
+  const std::int32_t* block_positions;  // (query_blocks)
+  std::int64_t table_stride;
+  int tokens;         // T
+  int length;         // S
+  int blocks;         // columns of the table in use
+  int heads;          // H
+  int group;          // G
+  int query_blocks;   // ceil(T / 64)
+  int query_tiles;    // ceil(query_blocks / kConsumers)
+  int items;          // H · query_tiles
+  int section_heads;  // query heads that are taken together, so that their keys and values stay in L2
+  int window;         // 0: none
+  float scale;
+  void* out;   // (T, H, D)
+  float* lse;  // (T, H) or null
+  std::uint32_t* counters;
+};
+
+// What lies in one stage of the ring, written by the producer.
+template <class C>
+struct KeyTile {
+  static constexpr int kAbsent = 1 << 30;  // as `first`: no keys in this part of the tile
+  int item;                                // −1: there is no more work, and this tile is empty
+  int last;                                // 1: the item's last tile
+  int rows[C::kConsumers];  // position of the first row of each warpgroup's query block; −1: no such block
+  int first[C::kBlocks];    // position of the key in the first row of each block
+  int begin[C::kBlocks];    // rows of keys before this position hold nothing
+};
+
+template <class C>
+struct PrefillShared {
+  using T = typename C::T;
+  alignas(1024) T q[C::kConsumers][kBlockRows * C::kHeadDim];  // groups of 64 channels: (D / 64, 64, 64)
+  alignas(1024) T k[C::kStages][C::kKeys * C::kHeadDim];       // (D / 64, keys, 64)
+  alignas(1024) T v[C::kStages][C::kKeys * C::kHeadDim];
+  KeyTile<C> tiles[C::kStages];
+  std::uint64_t q_full[C::kConsumers];
+  std::uint64_t q_empty[C::kConsumers];
+  std::uint64_t k_full[C::kStages];
+  std::uint64_t k_empty[C::kStages];
+  std::uint64_t v_full[C::kStages];
+  std::uint64_t v_empty[C::kStages];
+};
+
+// Place in the ring. A producer waits for parity ^ 1: a fresh barrier counts as released.
+template <int kStages>
+struct RingPlace {
+  int stage = 0;
+  std::uint32_t parity = 0;
+  __device__ __forceinline__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+struct WorkItem {
+  int head;
+  int query_block;  // of the first warpgroup
+};
+
+// Within a section the query tiles go from last to first, which is longest to shortest, each for all heads.
+template <class C>
+__device__ __forceinline__ WorkItem decode_item(const PrefillArguments& p, int item) {
+  const int section_items = p.section_heads * p.query_tiles;
+  const int section = item / section_items;
+  const int first_head = section * p.section_heads;
+  const int heads = min(p.section_heads, p.heads - first_head);
+  const int rest = item - section * section_items;
+  const int tile = rest / heads;
+  return {first_head + rest - tile * heads, (p.query_tiles - 1 - tile) * C::kConsumers};
+}
+
+}  // namespace tessera::cuda

@@ -4,23 +4,44 @@
 
 #include <cstdint>
 
+#include "attention/prefill_rows.cuh"
 #include "attention/prefill_softmax.cuh"
 #include "attention/prefill_tile.cuh"
 #include "attention/ptx/mbarrier.cuh"
+#include "attention/ptx/shared_address.cuh"
 #include "attention/ptx/warpgroup.cuh"
 #include "attention/ptx/wgmma.cuh"
 
 namespace tessera::cuda {
 
+// Fragments of Q that stay in registers for an item.
+template <class C>
+struct QueryFragments {
+  std::uint32_t words[C::kQuerySteps == 0 ? 1 : C::kQuerySteps][4];
+  __device__ __forceinline__ void read(std::uint32_t address) {
+#pragma unroll
+    for (int step = 0; step < C::kQuerySteps; ++step) {
+      ptx::load_fragment(words[step], address + step / 4 * kBlockRows * 128, step % 4);
+    }
+  }
+};
+
 // scores (64, kKeys) = Q Kᵀ
 template <class C>
-__device__ __forceinline__ void issue_scores(float (&scores)[C::kKeys / 2], std::uint64_t q,
+__device__ __forceinline__ void issue_scores(float (&scores)[C::kKeys / 2],
+                                             const QueryFragments<C>& fragments, std::uint64_t q,
                                              std::uint64_t k) {
 #pragma unroll
   for (int step = 0; step < C::kHeadDim / 16; ++step) {
     const std::uint32_t inside = step % 4 * 32;
-    ptx::wgmma_ss<typename C::T, C::kKeys>(scores, q + ((step / 4 * kBlockRows * 128 + inside) >> 4),
-                                           k + ((step / 4 * C::kKeys * 128 + inside) >> 4), step != 0);
+    const std::uint64_t k_step = k + ((step / 4 * C::kKeys * 128 + inside) >> 4);
+    if (step < C::kQuerySteps) {
+      ptx::wgmma_rs<typename C::T, C::kKeys, false>(scores, fragments.words[step < C::kQuerySteps ? step : 0],
+                                                    k_step, step != 0);
+    } else {
+      ptx::wgmma_ss<typename C::T, C::kKeys>(scores, q + ((step / 4 * kBlockRows * 128 + inside) >> 4),
+                                             k_step, step != 0);
+    }
   }
   ptx::wgmma_commit();
 }
@@ -32,7 +53,8 @@ __device__ __forceinline__ void issue_output(float (&out)[C::kHeadDim / 2],
                                              std::uint64_t v) {
 #pragma unroll
   for (int step = 0; step < C::kKeys / 16; ++step) {
-    ptx::wgmma_rs<typename C::T, C::kHeadDim>(out, probabilities + 4 * step, v + ((step * 16 * 128) >> 4), 1);
+    ptx::wgmma_rs<typename C::T, C::kHeadDim, true>(out, probabilities + 4 * step,
+                                                    v + ((step * 16 * 128) >> 4), 1);
   }
   ptx::wgmma_commit();
 }
@@ -65,41 +87,6 @@ __device__ __forceinline__ void mask_tile(float (&scores)[C::kKeys / 2], const T
     if (first + kBlockRows - 1 <= all_to && first >= all_from && first >= begin) continue;
     const int from[2] = {max(low[0], begin), max(low[1], begin)};
     mask_block(scores + 32 * b, first, from, high);
-  }
-}
-
-template <class C>
-__device__ __forceinline__ void store_rows(float (&out)[C::kHeadDim / 2], const RowPair& rows,
-                                           const WorkItem& work, int block, const PrefillArguments& p) {
-  using T = typename C::T;
-  const int lane = threadIdx.x % 32;
-  const int token = block * kBlockRows + threadIdx.x % kWarpgroup / 32 * 16 + lane / 4;
-  float inverse[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const float sum = quad_sum(rows.sum[r]);
-    const bool empty = rows.top[r] == negative_infinity();
-    inverse[r] = empty ? 0.0F : 1.0F / sum;
-    if (p.lse != nullptr && lane % 4 == 0 && token + 8 * r < p.tokens) {
-      p.lse[static_cast<std::int64_t>(token + 8 * r) * p.heads + work.head] =
-          empty ? negative_infinity() : fmaf(rows.top[r], p.scale, logf(sum));
-    }
-  }
-  scale_rows(out, inverse);
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    T* row = static_cast<T*>(p.out) +
-             (static_cast<std::int64_t>(token + 8 * r) * p.heads + work.head) * C::kHeadDim;
-#pragma unroll
-    for (int j = 0; j < C::kHeadDim / 8; j += 4) {
-      std::uint32_t words[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        words[i] = pack_pair<T>(out[4 * (j + i) + 2 * r], out[4 * (j + i) + 2 * r + 1]);
-      }
-      const uint4 chunk = exchange_in_quad(words);
-      if (token + 8 * r < p.tokens) *reinterpret_cast<uint4*>(row + 8 * (j + lane % 4)) = chunk;
-    }
   }
 }
 
@@ -143,8 +130,11 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillShared
                         p.window > 0 ? position[1] - p.window + 1 : 0};
 
     ptx::barrier_wait(&s.q_full[warpgroup], q_parity);
+    QueryFragments<C> fragments;
+    fragments.read(ptx::shared_address(s.q[warpgroup]));
     ptx::wgmma_fence();
-    issue_scores<C>(scores, q_operand, ptx::swizzled_descriptor(k_address + place.stage * kStageBytes, 0));
+    issue_scores<C>(scores, fragments, q_operand,
+                    ptx::swizzled_descriptor(k_address + place.stage * kStageBytes, 0));
     ptx::wgmma_wait<0>();
     ptx::fence_registers(scores);
     __syncwarp();
@@ -166,7 +156,8 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillShared
       keys.read(s.tiles[place.stage]);
       if constexpr (C::kTurns) ptx::named_barrier_wait(kTurn + warpgroup, 2 * kWarpgroup);
       ptx::wgmma_fence();
-      issue_scores<C>(scores, q_operand, ptx::swizzled_descriptor(k_address + place.stage * kStageBytes, 0));
+      issue_scores<C>(scores, fragments, q_operand,
+                      ptx::swizzled_descriptor(k_address + place.stage * kStageBytes, 0));
       ptx::barrier_wait(&s.v_full[before.stage], before.parity);
       issue_output<C>(out, probabilities,
                       ptx::swizzled_descriptor(v_address + before.stage * kStageBytes, kGroupBytes));
@@ -201,7 +192,7 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillShared
     release(&s.v_empty[place.stage]);
     place.advance();
     q_parity ^= 1;
-    store_rows<C>(out, state, work, work.query_block + warpgroup, p);
+    store_rows<typename C::T, C::kHeadDim>(out, state, work, work.query_block + warpgroup, p);
   }
 }
 

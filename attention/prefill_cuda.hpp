@@ -30,7 +30,12 @@ struct PrefillParams {
   StreamView stream;
 };
 
-// Needs compute capability 9.0 and D = 64, 128 or 256.
+// D = 64, 128 or 256. On compute capability 9.0 by wgmma, elsewhere (8.0 and later) by mma.sync.
 void prefill_attention(const PrefillParams& p);
+void prefill_attention_wgmma(const PrefillParams& p);
+void prefill_attention_mma(const PrefillParams& p);  // needs no counters
+
+// InternalError unless the kernels can take it; false: there is nothing to do.
+bool check_prefill(const PrefillParams& p);
 
 }  // namespace tessera::cuda

@@ -60,13 +60,6 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   }
 }
 
-// Query heads taken together: as many KV heads as fit half of L2 with their keys and values, at least one.
-inline int section_heads(std::int64_t length, int head_dim, int heads, int kv_heads, std::int64_t l2_bytes) {
-  const std::int64_t head_bytes = std::max<std::int64_t>(1, 2 * length * head_dim * 2);
-  const std::int64_t fit = std::clamp<std::int64_t>(l2_bytes / 2 / head_bytes, 1, kv_heads);
-  return static_cast<int>(fit) * (heads / kv_heads);
-}
-
 template <class C>
 void launch_prefill(const PrefillParams& p) {
   int device = 0;
@@ -88,24 +81,7 @@ void launch_prefill(const PrefillParams& p) {
                        {C::kHeadDim, kBlockRows, static_cast<std::uint64_t>(2 * p.pool_slots)},
                        {kRowBytes, kRowBytes * kBlockRows},
                        {kBoxChannels, kBlockRows, 1}});
-  PrefillArguments a{};
-  a.table = p.kv.table;
-  a.block_positions = p.block_positions;
-  a.table_stride = p.kv.table_stride;
-  a.tokens = static_cast<int>(p.tokens);
-  a.length = static_cast<int>(std::min(p.kv.length, p.kv.blocks * kBlockRows));
-  a.blocks = static_cast<int>(p.kv.blocks);
-  a.heads = p.heads;
-  a.group = p.heads / p.kv.kv_heads;
-  a.query_blocks = static_cast<int>(ceil_div(p.tokens, kBlockRows));
-  a.query_tiles = static_cast<int>(ceil_div(a.query_blocks, C::kConsumers));
-  a.items = a.query_tiles * p.heads;
-  a.section_heads = section_heads(a.length, C::kHeadDim, p.heads, p.kv.kv_heads, l2_bytes);
-  a.window = p.window;
-  a.scale = p.scale;
-  a.out = p.out;
-  a.lse = p.lse;
-  a.counters = p.counters;
+  const PrefillArguments a = prefill_arguments(p, C::kConsumers, l2_bytes);
   constexpr int kSharedBytes = sizeof(PrefillShared<C>);
   static_assert(kSharedBytes <= 227 * 1024);
   launch(prefill_kernel<C>,

@@ -2,9 +2,10 @@
 // what a tile says of itself, the order of work.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
-#include "attention/ptx/mbarrier.cuh"
+#include "attention/prefill_cuda.hpp"
 
 namespace tessera::cuda {
 
@@ -13,9 +14,10 @@ inline constexpr int kBoxChannels = 64;  // what the 128-byte swizzle spans
 inline constexpr int kBlockRows = 64;    // rows of a query block and of a block of the cache
 
 // kConsumers warpgroups of 64 rows; kKeys keys a tile, kStages tiles in flight; kTurns: warpgroups take turns
-// at issuing products; kPolynomial: see softmax_step; kSlack: powers of two that a maximum may lag behind.
+// at issuing products; kPolynomial: see softmax_step; kSlack: powers of two that a maximum may lag behind;
+// kQuerySteps: so many steps of 16 channels of Q stay in registers, which spares shared memory reads.
 template <typename T_, int kHeadDim_, int kConsumers_, int kKeys_, int kStages_, bool kTurns_,
-          int kPolynomial_, int kSlack_>
+          int kPolynomial_, int kSlack_, int kQuerySteps_>
 struct PrefillConfig {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;
@@ -25,6 +27,7 @@ struct PrefillConfig {
   static constexpr bool kTurns = kTurns_;
   static constexpr int kPolynomial = kPolynomial_;
   static constexpr int kSlack = kSlack_;
+  static constexpr int kQuerySteps = kQuerySteps_;
   static constexpr int kBlocks = kKeys / kBlockRows;  // blocks a tile
   static constexpr int kGroups = kHeadDim / kBoxChannels;
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
@@ -39,7 +42,6 @@ struct PrefillArguments {
   std::int64_t table_stride;
   int tokens;         // T
   int length;         // S
-  int blocks;         // columns of the table in use
   int heads;          // H
   int group;          // G
   int query_blocks;   // ceil(T / 64)
@@ -107,6 +109,34 @@ __device__ __forceinline__ WorkItem decode_item(const PrefillArguments& p, int i
   const int rest = item - section * section_items;
   const int tile = rest / heads;
   return {first_head + rest - tile * heads, (p.query_tiles - 1 - tile) * C::kConsumers};
+}
+
+// Query heads taken together: as many KV heads as fit half of L2 with their keys and values, at least one.
+inline int section_heads(std::int64_t length, int head_dim, int heads, int kv_heads, std::int64_t l2_bytes) {
+  const std::int64_t head_bytes = std::max<std::int64_t>(1, 2 * length * head_dim * 2);
+  const std::int64_t fit = std::clamp<std::int64_t>(l2_bytes / 2 / head_bytes, 1, kv_heads);
+  return static_cast<int>(fit) * (heads / kv_heads);
+}
+
+inline PrefillArguments prefill_arguments(const PrefillParams& p, int consumers, std::int64_t l2_bytes) {
+  PrefillArguments a{};
+  a.table = p.kv.table;
+  a.block_positions = p.block_positions;
+  a.table_stride = p.kv.table_stride;
+  a.tokens = static_cast<int>(p.tokens);
+  a.length = static_cast<int>(std::min(p.kv.length, p.kv.blocks * kBlockRows));
+  a.heads = p.heads;
+  a.group = p.heads / p.kv.kv_heads;
+  a.query_blocks = static_cast<int>(ceil_div(p.tokens, kBlockRows));
+  a.query_tiles = static_cast<int>(ceil_div(a.query_blocks, consumers));
+  a.items = a.query_tiles * p.heads;
+  a.section_heads = section_heads(a.length, p.kv.head_dim, p.heads, p.kv.kv_heads, l2_bytes);
+  a.window = p.window;
+  a.scale = p.scale;
+  a.out = p.out;
+  a.lse = p.lse;
+  a.counters = p.counters;
+  return a;
 }
 
 }  // namespace tessera::cuda

@@ -46,11 +46,12 @@ struct Variant {
   Launch launch;
 };
 
-template <int kD, int kConsumers, int kKeys, int kStages, bool kTurns, int kPolynomial, int kSlack>
+template <int kD, int kConsumers, int kKeys, int kStages, bool kTurns, int kPolynomial, int kSlack,
+          int kQuerySteps = 0>
 [[maybe_unused]] Variant variant(const char* name) {
   return {name, kD,
-          launch_prefill<
-              PrefillConfig<__nv_bfloat16, kD, kConsumers, kKeys, kStages, kTurns, kPolynomial, kSlack>>};
+          launch_prefill<PrefillConfig<__nv_bfloat16, kD, kConsumers, kKeys, kStages, kTurns, kPolynomial,
+                                       kSlack, kQuerySteps>>};
 }
 
 // −DBENCH_VARIANTS='"FILE"': more rows, to compare configurations in one run.

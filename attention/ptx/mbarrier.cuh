@@ -5,12 +5,9 @@
 
 #include <cstdint>
 
-namespace tessera::cuda::ptx {
+#include "attention/ptx/shared_address.cuh"
 
-// The 32-bit address that shared-memory instructions take.
-__device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
-}
+namespace tessera::cuda::ptx {
 
 __device__ __forceinline__ void barrier_init(std::uint64_t* barrier, std::uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)

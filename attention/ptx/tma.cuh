@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "attention/ptx/mbarrier.cuh"
+#include "attention/ptx/shared_address.cuh"
 
 namespace tessera::cuda::ptx {
 

@@ -4,8 +4,6 @@
 
 #include <cstdint>
 
-#include "attention/ptx/mbarrier.cuh"
-
 namespace tessera::cuda::ptx {
 
 // All warps of a warpgroup execute these; kRegisters is a multiple of 8 in 24 … 256. They take effect only in

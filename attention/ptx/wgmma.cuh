@@ -18,8 +18,6 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "attention/ptx/mbarrier.cuh"
-
 namespace tessera::cuda::ptx {
 
 __device__ __forceinline__ void wgmma_fence() {
@@ -59,6 +57,18 @@ __device__ __forceinline__ std::uint64_t swizzled_descriptor(std::uint32_t addre
          (kEightRows << 32) | (kSwizzle128 << 62);
 }
 
+// One A fragment (64, 16) of a warpgroup from a tile that TMA wrote with the 128-byte swizzle: rows of 64
+// channels; step: which 16 of them. address: of the tile.
+__device__ __forceinline__ void load_fragment(std::uint32_t (&a)[4], std::uint32_t address, int step) {
+  const std::uint32_t lane = threadIdx.x % 32;
+  const std::uint32_t row = threadIdx.x % 128 / 32 * 16 + lane % 16;
+  const std::uint32_t piece = (2 * step + lane / 16) ^ (row % 8);  // of 16 bytes
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+               : "r"(address + row * 128 + piece * 16)
+               : "memory");
+}
+
 // clang-format off
 #define TESSERA_REGS_0 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
@@ -80,10 +90,10 @@ __device__ __forceinline__ std::uint64_t swizzled_descriptor(std::uint32_t addre
   asm volatile("{\n.reg .pred acc;\nsetp.ne.b32 acc, %" p ", 0;\n" \
                "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" TESSERA_REGS_N##n "}, %" a ", %" b ", acc, 1, 1, 0, 0;\n}\n" \
                : TESSERA_OUT_##n : "l"(a_descriptor), "l"(b_descriptor), "r"(accumulate))
-#define TESSERA_WGMMA_RS(n, type, a0, a1, a2, a3, b, p) \
+#define TESSERA_WGMMA_RS(n, type, a0, a1, a2, a3, b, p, t) \
   asm volatile("{\n.reg .pred acc;\nsetp.ne.b32 acc, %" p ", 0;\n" \
-               "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" TESSERA_REGS_N##n "}, {%" a0 ", %" a1 ", %" a2 ", %" a3 "}, %" b ", acc, 1, 1, 1;\n}\n" \
-               : TESSERA_OUT_##n : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_descriptor), "r"(accumulate))
+               "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" TESSERA_REGS_N##n "}, {%" a0 ", %" a1 ", %" a2 ", %" a3 "}, %" b ", acc, 1, 1, %" t ";\n}\n" \
+               : TESSERA_OUT_##n : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_descriptor), "r"(accumulate), "n"(kTransposed ? 1 : 0))
 #define TESSERA_BY_TYPE(form, n, ...) \
   if constexpr (std::is_same_v<T, __nv_bfloat16>) { form(n, "bf16", __VA_ARGS__); } else { form(n, "f16", __VA_ARGS__); }
 #define TESSERA_OUT_64 TESSERA_F32(d, 0)
@@ -111,18 +121,21 @@ __device__ __forceinline__ void wgmma_ss(float (&d)[kN / 2], std::uint64_t a_des
   }
 }
 
-// D (64, N) += A · B: A in registers, B (16, N) MN-major in shared memory.
-template <typename T, int kN>
+// D (64, N) += A · B: A in registers. kTransposed: B (16, N) MN-major in shared memory; else Bᵀ (N, 16)
+// K-major.
+template <typename T, int kN, bool kTransposed>
 __device__ __forceinline__ void wgmma_rs(float (&d)[kN / 2], const std::uint32_t* a,
                                          std::uint64_t b_descriptor, int accumulate) {
   static_assert(std::is_same_v<T, __nv_bfloat16> || std::is_same_v<T, __half>);
-  static_assert(kN == 64 || kN == 128 || kN == 256);
+  static_assert(kN == 64 || kN == 128 || kN == 192 || kN == 256);
   if constexpr (kN == 64) {
-    TESSERA_BY_TYPE(TESSERA_WGMMA_RS, 64, "32", "33", "34", "35", "36", "37")
+    TESSERA_BY_TYPE(TESSERA_WGMMA_RS, 64, "32", "33", "34", "35", "36", "37", "38")
   } else if constexpr (kN == 128) {
-    TESSERA_BY_TYPE(TESSERA_WGMMA_RS, 128, "64", "65", "66", "67", "68", "69")
+    TESSERA_BY_TYPE(TESSERA_WGMMA_RS, 128, "64", "65", "66", "67", "68", "69", "70")
+  } else if constexpr (kN == 192) {
+    TESSERA_BY_TYPE(TESSERA_WGMMA_RS, 192, "96", "97", "98", "99", "100", "101", "102")
   } else {
-    TESSERA_BY_TYPE(TESSERA_WGMMA_RS, 256, "128", "129", "130", "131", "132", "133")
+    TESSERA_BY_TYPE(TESSERA_WGMMA_RS, 256, "128", "129", "130", "131", "132", "133", "134")
   }
 }
 

@@ -158,3 +158,33 @@ TEST_CASE("prefill on the GPU: the same bits every time") {
     for (int i = 0; i < 10; ++i) CHECK(problem.answer() == first);
   });
 }
+
+TEST_CASE("prefill on the GPU by mma.sync, for older cards") {
+  Gpu gpu;
+  const std::uint64_t seed = cuda_test::fresh_seed();
+  CAPTURE(seed);
+  const cuda_test::PrefillRun run = cuda::prefill_attention_mma;
+  for_every_kernel([&](PrefillCase c, std::string name) {
+    name += " mma";
+    set_group(c, 7, 2);
+    for (std::int64_t length : {1, 63, 64, 65, 130, 1000}) {
+      c.tokens = c.length = length;
+      c.sampled_rows = 100;
+      PrefillProblem(gpu, c, seed).check(fmt::format("{} S={}", name, length), run);
+    }
+    c.starts = {930};
+    c.tokens = 150;
+    PrefillProblem(gpu, c, seed).check(name + " beyond the keys", run);
+    c.length = 0;
+    PrefillProblem(gpu, c, seed).check(name + " no keys", run);
+    c.length = 640;
+    c.shard = 128;
+    c.tokens = 250;
+    c.starts = {128, 512};
+    c.q_padding = 64;
+    c.held = [](int head, std::int64_t block) { return (block * 7 + head * 3) % 5 < 2; };
+    PrefillProblem(gpu, c, seed).check(name + " shards and holes", run);
+    c.window = 100;
+    PrefillProblem(gpu, c, seed).check(name + " shards, holes, window", run);
+  });
+}

@@ -115,7 +115,7 @@ __global__ void multiply_registers(const float* a, const __grid_constant__ CUten
   ptx::wgmma_fence();
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
-    ptx::wgmma_rs<T, kN>(d, packed + 4 * step, b_operand + step * 16 * 128 / 16, 1);
+    ptx::wgmma_rs<T, kN, true>(d, packed + 4 * step, b_operand + step * 16 * 128 / 16, 1);
   }
   ptx::wgmma_commit();
   ptx::wgmma_wait<0>();

@@ -10,15 +10,15 @@ template <typename T, int kHeadDim>
 struct PrefillChoice;
 template <typename T>
 struct PrefillChoice<T, 64> {
-  using Config = PrefillConfig<T, 64, 3, 128, 2, true, 0, 8, 0>;
+  using Config = PrefillConfig<T, 64, 3, 128, 2, true, 0, 8, 0, 1>;
 };
 template <typename T>
 struct PrefillChoice<T, 128> {
-  using Config = PrefillConfig<T, 128, 2, 128, 2, true, 0, 8, 0>;
+  using Config = PrefillConfig<T, 128, 2, 128, 2, true, 0, 8, 0, 1>;
 };
 template <typename T>
 struct PrefillChoice<T, 256> {
-  using Config = PrefillConfig<T, 256, 2, 64, 2, true, 0, 8, 0>;
+  using Config = PrefillConfig<T, 256, 2, 64, 2, true, 0, 8, 0, 1>;
 };
 
 template <typename T>

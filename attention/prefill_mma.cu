@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kWarpgroup)
 
 template <typename T, int kHeadDim>
 void launch_mma(const PrefillParams& p) {
-  const PrefillArguments a = prefill_arguments(p, 1, 0);
+  const PrefillArguments a = prefill_arguments(p, 1, 1, 0);
   launch(prefill_mma_kernel<T, kHeadDim>,
          {.grid = dim3(static_cast<unsigned>(a.heads), static_cast<unsigned>(a.query_blocks)),
           .block = dim3(kWarpgroup),

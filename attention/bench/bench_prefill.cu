@@ -47,11 +47,11 @@ struct Variant {
 };
 
 template <int kD, int kConsumers, int kKeys, int kStages, bool kTurns, int kPolynomial, int kSlack,
-          int kQuerySteps = 0>
+          int kQuerySteps = 0, int kCluster = 1>
 [[maybe_unused]] Variant variant(const char* name) {
   return {name, kD,
           launch_prefill<PrefillConfig<__nv_bfloat16, kD, kConsumers, kKeys, kStages, kTurns, kPolynomial,
-                                       kSlack, kQuerySteps>>};
+                                       kSlack, kQuerySteps, kCluster>>};
 }
 
 // −DBENCH_VARIANTS='"FILE"': more rows, to compare configurations in one run.
@@ -75,6 +75,18 @@ __global__ void fill_normal(__nv_bfloat16* values, std::int64_t count, std::uint
       sum += static_cast<float>(bits >> (16 * part) & 0xFFFF) * (1.0F / 65536.0F);
     values[i] = __float2bfloat16((sum - 2.0F) * 1.7320508F);
   }
+}
+
+// Largest |a − b| as the bits of a float, which order like it; NaN counts as infinite.
+__global__ void largest_difference(const __nv_bfloat16* a, const __nv_bfloat16* b, std::int64_t count,
+                                   int* bits) {
+  const std::int64_t stride = std::int64_t{gridDim.x} * blockDim.x;
+  float worst = 0;
+  for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < count; i += stride) {
+    const float difference = fabsf(__bfloat162float(a[i]) - __bfloat162float(b[i]));
+    worst = difference <= worst ? worst : isnan(difference) ? INFINITY : difference;
+  }
+  atomicMax(bits, __float_as_int(worst));
 }
 
 double median(std::vector<double> values) {
@@ -143,6 +155,9 @@ void bench(const Shape& shape, StreamView stream, MemoryMeter& meter, int rounds
     }
   }
   std::vector<std::vector<double>> times(variants.size());
+  std::vector<float> differences(variants.size());  // from the first one
+  DeviceBuffer first_out = buffer(2 * q_elements);
+  DeviceBuffer difference = buffer(4);
   CudaEvent begin(stream.device, EventUse::kTiming);
   CudaEvent end(stream.device, EventUse::kTiming);
   for (int round = -1; round < rounds; ++round) {  // the first is warm-up
@@ -151,7 +166,17 @@ void bench(const Shape& shape, StreamView stream, MemoryMeter& meter, int rounds
       variants[i].launch(p);
       end.record(stream);
       const double ms = milliseconds_between(begin, end);
-      if (round >= 0) times[i].push_back(ms);
+      if (round >= 0) {
+        times[i].push_back(ms);
+        continue;
+      }
+      if (i == 0) copy_on_device(first_out.data(), out.data(), out.bytes(), stream);
+      fill_bytes(difference.data(), 0, 4, stream);
+      largest_difference<<<1024, 256, 0, native(stream)>>>(
+          first_out.as<__nv_bfloat16>(), out.as<__nv_bfloat16>(), q_elements, difference.as<int>());
+      copy_to_host(&differences[i], difference.data(), 4, stream);
+      fill_bytes(out.data(), 0xFF, out.bytes(), stream);
+      synchronize(stream);
     }
   }
   const double s = static_cast<double>(shape.length);
@@ -160,8 +185,9 @@ void bench(const Shape& shape, StreamView stream, MemoryMeter& meter, int rounds
   const double flop = 4.0 * pairs * shape.head_dim * shape.heads;
   for (std::size_t i = 0; i < variants.size(); ++i) {
     const double ms = median(times[i]);
-    std::printf("%-26s %-18s %9.4f ms (best %9.4f) %7.1f TFLOP/s\n", shape.name, variants[i].name, ms,
-                *std::min_element(times[i].begin(), times[i].end()), flop / ms * 1e-9);
+    std::printf("%-26s %-18s %9.4f ms (best %9.4f) %7.1f TFLOP/s diff %.0e\n", shape.name, variants[i].name,
+                ms, *std::min_element(times[i].begin(), times[i].end()), flop / ms * 1e-9,
+                static_cast<double>(differences[i]));
   }
   std::fflush(stdout);
 }

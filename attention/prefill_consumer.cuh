@@ -7,7 +7,6 @@
 #include "attention/prefill_rows.cuh"
 #include "attention/prefill_softmax.cuh"
 #include "attention/prefill_tile.cuh"
-#include "attention/ptx/cluster.cuh"
 #include "attention/ptx/mbarrier.cuh"
 #include "attention/ptx/shared_address.cuh"
 #include "attention/ptx/warpgroup.cuh"
@@ -105,14 +104,6 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillShared
   const auto release = [&](std::uint64_t* barrier) {
     if (warp_leader) ptx::barrier_arrive(barrier);
   };
-  // Stages are written by every CTA of the cluster: each must know.
-  const auto release_stage = [&](std::uint64_t* barrier) {
-    if constexpr (C::kCluster == 1) {
-      release(barrier);
-    } else {
-      if (threadIdx.x % 32 < C::kCluster) ptx::barrier_arrive_in(threadIdx.x % 32, barrier);
-    }
-  };
 
   if constexpr (C::kTurns) {
     if (warpgroup == C::kConsumers - 1) ptx::named_barrier_arrive(kTurn, 2 * kWarpgroup);
@@ -126,8 +117,7 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillShared
     ptx::barrier_wait(&s.k_full[place.stage], place.parity);
     const int item = s.tiles[place.stage].item;
     if (item < 0) break;
-    WorkItem work = decode_item<C>(p, item);
-    if constexpr (C::kCluster > 1) work.head += static_cast<int>(ptx::cluster_rank());
+    const WorkItem work = decode_item<C>(p, item);
     const int rows = s.tiles[place.stage].rows[warpgroup];
     bool last = s.tiles[place.stage].last != 0;
     TileKeys<C> keys;
@@ -142,18 +132,23 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillShared
     ptx::barrier_wait(&s.q_full[warpgroup], q_parity);
     QueryFragments<C> fragments;
     fragments.read(ptx::shared_address(s.q[warpgroup]));
+    constexpr bool kQueriesTaken = C::kQuerySteps * 16 == C::kHeadDim;
+    if constexpr (kQueriesTaken) {
+      __syncwarp();
+      release(&s.q_empty[warpgroup]);
+    }
     ptx::wgmma_fence();
     issue_scores<C>(scores, fragments, q_operand,
                     ptx::swizzled_descriptor(k_address + place.stage * kStageBytes, 0));
     ptx::wgmma_wait<0>();
     ptx::fence_registers(scores);
     __syncwarp();
-    release_stage(&s.k_empty[place.stage]);
-    if (last) release(&s.q_empty[warpgroup]);
+    release(&s.k_empty[place.stage]);
+    if (last && !kQueriesTaken) release(&s.q_empty[warpgroup]);
     mask_tile<C>(scores, keys, rows, low, high, p);
     RowPair state = {{negative_infinity(), negative_infinity()}, {0, 0}};
     float factor[2];
-    softmax_step<C::kKeys / 2, C::kPolynomial>(scores, state, factor, scale_log2, 0.0F);
+    softmax_step<C::kKeys / 2>(scores, state, factor, scale_log2, 0.0F);
     pack_fragment<typename C::T>(scores, probabilities);
 #pragma unroll
     for (int i = 0; i < C::kHeadDim / 2; ++i) out[i] = 0;
@@ -177,17 +172,17 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillShared
       ptx::wgmma_wait<1>();
       ptx::fence_registers(scores);
       __syncwarp();
-      release_stage(&s.k_empty[place.stage]);
-      if (last) release(&s.q_empty[warpgroup]);
+      release(&s.k_empty[place.stage]);
+      if (last && !kQueriesTaken) release(&s.q_empty[warpgroup]);
       mask_tile<C>(scores, keys, rows, low, high, p);
-      softmax_step<C::kKeys / 2, C::kPolynomial>(scores, state, factor, scale_log2, C::kSlack);
+      softmax_step<C::kKeys / 2>(scores, state, factor, scale_log2, C::kSlack);
       // The assembler would schedule the wait in front of the softmax, which is to run beside the products. A
       // store that needs all exponentials holds it back; it never happens, since sums are not negative.
-      if (state.sum[0] + state.sum[1] < 0) release_stage(&s.v_empty[before.stage]);
+      if (state.sum[0] + state.sum[1] < 0) release(&s.v_empty[before.stage]);
       ptx::wgmma_wait<0>();
       ptx::fence_registers(out);
       ptx::fence_registers(probabilities);
-      release_stage(&s.v_empty[before.stage]);
+      release(&s.v_empty[before.stage]);
       pack_fragment<typename C::T>(scores, probabilities);
       if (C::kSlack == 0 || __any_sync(0xFFFFFFFF, factor[0] != 1.0F || factor[1] != 1.0F)) {
         scale_rows(out, factor);
@@ -199,7 +194,7 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillShared
                     ptx::swizzled_descriptor(v_address + place.stage * kStageBytes, kGroupBytes));
     ptx::wgmma_wait<0>();
     ptx::fence_registers(out);
-    release_stage(&s.v_empty[place.stage]);
+    release(&s.v_empty[place.stage]);
     place.advance();
     q_parity ^= 1;
     store_rows<typename C::T, C::kHeadDim>(out, state, work, work.query_block + warpgroup, p);

@@ -38,7 +38,6 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     ptx::prefetch_tensor_map(&q_map);
     ptx::prefetch_tensor_map(&pool_map);
     constexpr std::uint32_t kWarps = kWarpgroup / 32;  // every warp of a consumer releases for itself
-    constexpr std::uint32_t kReleases = kWarps * C::kConsumers * C::kCluster;
     for (int w = 0; w < C::kConsumers; ++w) {
       ptx::barrier_init(&s.q_full[w], 1);
       ptx::barrier_init(&s.q_empty[w], kWarps);
@@ -46,28 +45,18 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     for (int stage = 0; stage < C::kStages; ++stage) {
       ptx::barrier_init(&s.k_full[stage], 1);
       ptx::barrier_init(&s.v_full[stage], 1);
-      ptx::barrier_init(&s.k_empty[stage], kReleases);
-      ptx::barrier_init(&s.v_empty[stage], kReleases);
+      ptx::barrier_init(&s.k_empty[stage], kWarps * C::kConsumers);
+      ptx::barrier_init(&s.v_empty[stage], kWarps * C::kConsumers);
     }
-    for (std::uint64_t& full : s.mail_full) ptx::barrier_init(&full, 1);
     ptx::fence_barrier_init();
   }
-  if constexpr (C::kCluster == 1) {
-    __syncthreads();
-  } else {
-    ptx::cluster_wait_for_all();
-  }
+  __syncthreads();
   if (threadIdx.x < kWarpgroup) {
     ptx::give_registers<C::kProducerRegisters>();
     if (threadIdx.x < 32) produce<C>(p, &q_map, &pool_map, s);
   } else {
     ptx::take_registers<C::kConsumerRegisters>();
     consume<C>(p, s, static_cast<int>(threadIdx.x) / kWarpgroup - 1);
-  }
-  // Nobody leaves while another CTA may still write to it.
-  if constexpr (C::kCluster > 1) {
-    __syncwarp();
-    ptx::cluster_wait_for_all();
   }
 }
 
@@ -92,14 +81,13 @@ void launch_prefill(const PrefillParams& p) {
                        {C::kHeadDim, kBlockRows, static_cast<std::uint64_t>(2 * p.pool_slots)},
                        {kRowBytes, kRowBytes * kBlockRows},
                        {kBoxChannels, kBlockRows, 1}});
-  const PrefillArguments a = prefill_arguments(p, C::kConsumers, C::kCluster, l2_bytes);
+  const PrefillArguments a = prefill_arguments(p, C::kConsumers, l2_bytes);
   constexpr int kSharedBytes = sizeof(PrefillShared<C>);
   static_assert(kSharedBytes <= 227 * 1024);
   launch(prefill_kernel<C>,
-         {.grid = dim3(static_cast<unsigned>(std::min(a.items, multiprocessors / C::kCluster) * C::kCluster)),
+         {.grid = dim3(static_cast<unsigned>(std::min(a.items, multiprocessors))),
           .block = dim3(C::kThreads),
-          .shared_bytes = kSharedBytes,
-          .cluster = C::kCluster},
+          .shared_bytes = kSharedBytes},
          p.stream, a, q_map, pool_map);
 }
 

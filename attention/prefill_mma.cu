@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kWarpgroup)
     ptx::commit_copies();
     mask_block(scores, current * kBlockRows, low, high);
     float factor[2];
-    softmax_step<32, 0>(scores, state, factor, scale_log2, 0.0F);
+    softmax_step<32>(scores, state, factor, scale_log2, 0.0F);
     std::uint32_t probabilities[16];
     pack_fragment<T>(scores, probabilities);
     scale_rows(out, factor);
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kWarpgroup)
 
 template <typename T, int kHeadDim>
 void launch_mma(const PrefillParams& p) {
-  const PrefillArguments a = prefill_arguments(p, 1, 1, 0);
+  const PrefillArguments a = prefill_arguments(p, 1, 0);
   launch(prefill_mma_kernel<T, kHeadDim>,
          {.grid = dim3(static_cast<unsigned>(a.heads), static_cast<unsigned>(a.query_blocks)),
           .block = dim3(kWarpgroup),

@@ -7,7 +7,6 @@
 #include <cstdint>
 
 #include "attention/prefill_tile.cuh"
-#include "attention/ptx/cluster.cuh"
 #include "attention/ptx/mbarrier.cuh"
 #include "attention/ptx/tma.cuh"
 #include "kvcache/kv_view.hpp"
@@ -66,33 +65,16 @@ struct TileSource {
   int row[C::kBlocks];
 };
 
-// rank: the CTA's of the cluster, of whose boxes it brings its share, to all.
 template <class C>
 __device__ __forceinline__ void load_tile(const CUtensorMap* pool, typename C::T* target, std::uint64_t* full,
-                                          const TileSource<C>& source, int half, int rank) {
+                                          const TileSource<C>& source, int half) {
 #pragma unroll
   for (int b = 0; b < C::kBlocks; ++b) {
 #pragma unroll
     for (int g = 0; g < C::kGroups; ++g) {
-      typename C::T* box = target + (g * C::kKeys + b * kBlockRows) * kBoxChannels;
-      if constexpr (C::kCluster == 1) {
-        ptx::load_box_3d(box, pool, full, g * kBoxChannels, source.row[b], 2 * source.slot[b] + half,
-                         ptx::kEvictLast);
-      } else if ((b * C::kGroups + g) % C::kCluster == rank) {
-        ptx::load_box_3d_for((1 << C::kCluster) - 1, box, pool, full, g * kBoxChannels, source.row[b],
-                             2 * source.slot[b] + half, ptx::kEvictLast);
-      }
+      ptx::load_box_3d(target + (g * C::kKeys + b * kBlockRows) * kBoxChannels, pool, full, g * kBoxChannels,
+                       source.row[b], 2 * source.slot[b] + half, ptx::kEvictLast);
     }
-  }
-}
-
-// Until every consumer that a stage is written for has released it, of other CTAs too.
-template <class C>
-__device__ __forceinline__ void wait_for_stage(std::uint64_t* empty, std::uint32_t parity) {
-  if constexpr (C::kCluster == 1) {
-    ptx::barrier_wait(empty, parity);
-  } else {
-    ptx::barrier_wait_cluster(empty, parity);
   }
 }
 
@@ -102,29 +84,25 @@ __device__ __forceinline__ void produce(const PrefillArguments& p, const CUtenso
   constexpr std::uint32_t kTileBytes = C::kKeys * C::kHeadDim * sizeof(typename C::T);
   constexpr std::uint32_t kQueryBytes = kBlockRows * C::kHeadDim * sizeof(typename C::T);
   const bool leader = threadIdx.x == 0;
-  const int rank = C::kCluster == 1 ? 0 : static_cast<int>(ptx::cluster_rank());
-  const int clusters = static_cast<int>(gridDim.x) / C::kCluster;
-  RingPlace<PrefillShared<C>::kMail> mail;
   RingPlace<C::kStages> place;
   RingPlace<C::kStages> value_place;  // of the tile whose values have not been asked for
   TileSource<C> values;
   bool values_due = false;
   std::uint32_t q_parity = 0;
   const auto load_values = [&] {
-    wait_for_stage<C>(&s.v_empty[value_place.stage], value_place.parity ^ 1);
+    ptx::barrier_wait(&s.v_empty[value_place.stage], value_place.parity ^ 1);
     if (leader) {
       ptx::barrier_arrive_expect(&s.v_full[value_place.stage], kTileBytes);
-      load_tile<C>(pool_map, s.v[value_place.stage], &s.v_full[value_place.stage], values, 1, rank);
+      load_tile<C>(pool_map, s.v[value_place.stage], &s.v_full[value_place.stage], values, 1);
     }
   };
 
-  int item = static_cast<int>(blockIdx.x) / C::kCluster;
+  int item = static_cast<int>(blockIdx.x);
   while (item < p.items) {
     int next_item = 0;  // asked for early: the answer is there when this item has been streamed
-    if (leader && rank == 0) next_item = clusters + static_cast<int>(atomicAdd(p.counters, 1U));
+    if (leader) next_item = static_cast<int>(gridDim.x + atomicAdd(p.counters, 1U));
 
-    WorkItem work = decode_item<C>(p, item);
-    work.head += rank;
+    const WorkItem work = decode_item<C>(p, item);
     int rows[C::kConsumers];
     int high = -1;
     int low = p.length;
@@ -141,12 +119,6 @@ __device__ __forceinline__ void produce(const PrefillArguments& p, const CUtenso
                     high >= 0 ? high / kBlockRows : -1);
     bool first_tile = true;
     bool more = held.any();
-    if (C::kCluster > 1 && leader && rank == 0) {
-      for (int other = 1; other < C::kCluster; ++other) {
-        ptx::store_in(other, &s.mail[mail.stage], next_item);
-        ptx::barrier_arrive_in(other, &s.mail_full[mail.stage]);
-      }
-    }
     do {
       // An item without keys is one tile of absent blocks.
       TileSource<C> keys;
@@ -167,7 +139,7 @@ __device__ __forceinline__ void produce(const PrefillArguments& p, const CUtenso
         first[b] = begin[b] + keys.row[b];
         more = held.any();
       }
-      wait_for_stage<C>(&s.k_empty[place.stage], place.parity ^ 1);
+      ptx::barrier_wait(&s.k_empty[place.stage], place.parity ^ 1);
       if (leader) {
         KeyTile<C>& tile = s.tiles[place.stage];
         tile.item = item;
@@ -180,7 +152,7 @@ __device__ __forceinline__ void produce(const PrefillArguments& p, const CUtenso
           tile.begin[b] = begin[b];
         }
         ptx::barrier_arrive_expect(&s.k_full[place.stage], kTileBytes);
-        load_tile<C>(pool_map, s.k[place.stage], &s.k_full[place.stage], keys, 0, rank);
+        load_tile<C>(pool_map, s.k[place.stage], &s.k_full[place.stage], keys, 0);
       }
       // Values are needed one tile later than keys.
       if (values_due) load_values();
@@ -204,21 +176,16 @@ __device__ __forceinline__ void produce(const PrefillArguments& p, const CUtenso
       }
       place.advance();
     } while (more);
-    if (C::kCluster > 1 && rank != 0) {
-      ptx::barrier_wait_cluster(&s.mail_full[mail.stage], mail.parity);
-      next_item = s.mail[mail.stage];
-    }
-    mail.advance();
     item = __shfl_sync(0xFFFFFFFF, next_item, 0);
   }
   if (values_due) load_values();
-  wait_for_stage<C>(&s.k_empty[place.stage], place.parity ^ 1);
+  ptx::barrier_wait(&s.k_empty[place.stage], place.parity ^ 1);
   if (leader) {
     s.tiles[place.stage].item = -1;
     ptx::barrier_arrive(&s.k_full[place.stage]);
     // The last to ask leaves the counters as it found them.
     __threadfence();
-    if (rank == 0 && atomicAdd(p.counters + 1, 1U) == static_cast<unsigned>(clusters) - 1) {
+    if (atomicAdd(p.counters + 1, 1U) == gridDim.x - 1) {
       p.counters[0] = 0;
       p.counters[1] = 0;
     }

@@ -48,25 +48,10 @@ __device__ __forceinline__ float quad_sum(float value) {
   return value + __shfl_xor_sync(0xFFFFFFFF, value, 2);
 }
 
-// 2^x on the multiply-add units, to relieve the special-function unit, for x ≤ 64: split into integer and
-// fraction in [−1/2, 1/2], cubic minimax polynomial of 2^f (relative error 7.5e-5, below half a unit of bf16
-// and of fp16), exponent added as an integer.
-__device__ __forceinline__ float exp2_polynomial(float x) {
-  constexpr float kRound = 12582912.0F;  // 1.5 · 2^23: adding it rounds to an integer in the low bits
-  x = fmaxf(x, -126.0F);
-  const float shifted = x + kRound;
-  const float f = x - (shifted - kRound);
-  float value = fmaf(f, 0.05517167F, 0.24261112F);
-  value = fmaf(f, value, 0.69326099F);
-  value = fmaf(f, value, 0.99992807F);
-  return __int_as_float(__float_as_int(value) + (__float_as_int(shifted) << 23));
-}
-
 // Scores to exponentials relative to the running maximum; factor is what earlier sums and outputs must be
 // multiplied with. While a maximum grows by less than kSlack (in powers of two) the old one is kept, which is
-// exact, since numerator and denominator share it, and saves the multiplication. Every kPolynomial-th pair of
-// columns goes the polynomial way (0: none).
-template <int kCount, int kPolynomial>
+// exact, since numerator and denominator share it, and saves the multiplication.
+template <int kCount>
 __device__ __forceinline__ void softmax_step(float (&scores)[kCount], RowPair& rows, float (&factor)[2],
                                              float scale_log2, float slack) {
 #pragma unroll
@@ -89,8 +74,7 @@ __device__ __forceinline__ void softmax_step(float (&scores)[kCount], RowPair& r
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const float exponent = fmaf(scores[i + 2 * r + e], scale_log2, -offset);
-        const bool polynomial = kPolynomial > 0 && (i / 4) % (kPolynomial > 0 ? kPolynomial : 1) == 0;
-        const float value = polynomial ? exp2_polynomial(exponent) : ptx::exp2_approx(exponent);
+        const float value = ptx::exp2_approx(exponent);
         scores[i + 2 * r + e] = value;
         sum += value;
       }

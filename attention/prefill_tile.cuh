@@ -14,12 +14,10 @@ inline constexpr int kBoxChannels = 64;  // what the 128-byte swizzle spans
 inline constexpr int kBlockRows = 64;    // rows of a query block and of a block of the cache
 
 // kConsumers warpgroups of 64 rows; kKeys keys a tile, kStages tiles in flight; kTurns: warpgroups take turns
-// at issuing products; kPolynomial: see softmax_step; kSlack: powers of two that a maximum may lag behind;
+// at issuing products; kSlack: powers of two that a maximum may lag behind;
 // kQuerySteps: so many steps of 16 channels of Q stay in registers, which spares shared memory reads.
-// kCluster: CTAs that work on as many query heads of one KV head at the same time and bring each other half
-// of the keys and values (a divisor of G).
-template <typename T_, int kHeadDim_, int kConsumers_, int kKeys_, int kStages_, bool kTurns_,
-          int kPolynomial_, int kSlack_, int kQuerySteps_, int kCluster_>
+template <typename T_, int kHeadDim_, int kConsumers_, int kKeys_, int kStages_, bool kTurns_, int kSlack_,
+          int kQuerySteps_>
 struct PrefillConfig {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;
@@ -27,10 +25,8 @@ struct PrefillConfig {
   static constexpr int kKeys = kKeys_;
   static constexpr int kStages = kStages_;
   static constexpr bool kTurns = kTurns_;
-  static constexpr int kPolynomial = kPolynomial_;
   static constexpr int kSlack = kSlack_;
   static constexpr int kQuerySteps = kQuerySteps_;
-  static constexpr int kCluster = kCluster_;
   static constexpr int kBlocks = kKeys / kBlockRows;  // blocks a tile
   static constexpr int kGroups = kHeadDim / kBoxChannels;
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
@@ -49,8 +45,8 @@ struct PrefillArguments {
   int group;          // G
   int query_blocks;   // ceil(T / 64)
   int query_tiles;    // ceil(query_blocks / kConsumers)
-  int items;          // H / kCluster · query_tiles
-  int section_heads;  // query heads / kCluster that are taken together, so that their keys and values stay in
+  int items;          // H · query_tiles
+  int section_heads;  // query heads that are taken together, so that their keys and values stay in
                       // L2
   int window;         // 0: none
   float scale;
@@ -77,11 +73,6 @@ struct PrefillShared {
   alignas(1024) T k[C::kStages][C::kKeys * C::kHeadDim];       // (D / 64, keys, 64)
   alignas(1024) T v[C::kStages][C::kKeys * C::kHeadDim];
   KeyTile<C> tiles[C::kStages];
-  // The first CTA of a cluster tells the others what to do next. It is never ahead by more than the ring.
-  static constexpr int kMail = 8;
-  static_assert(C::kStages + 2 < kMail);
-  int mail[kMail];
-  std::uint64_t mail_full[kMail];
   std::uint64_t q_full[C::kConsumers];
   std::uint64_t q_empty[C::kConsumers];
   std::uint64_t k_full[C::kStages];
@@ -104,7 +95,7 @@ struct RingPlace {
 };
 
 struct WorkItem {
-  int head;         // of the first CTA of a cluster; the others have the next ones
+  int head;
   int query_block;  // of the first warpgroup
 };
 
@@ -114,21 +105,21 @@ __device__ __forceinline__ WorkItem decode_item(const PrefillArguments& p, int i
   const int section_items = p.section_heads * p.query_tiles;
   const int section = item / section_items;
   const int first_head = section * p.section_heads;
-  const int heads = min(p.section_heads, p.heads / C::kCluster - first_head);
+  const int heads = min(p.section_heads, p.heads - first_head);
   const int rest = item - section * section_items;
   const int tile = rest / heads;
-  return {(first_head + rest - tile * heads) * C::kCluster, (p.query_tiles - 1 - tile) * C::kConsumers};
+  return {first_head + rest - tile * heads, (p.query_tiles - 1 - tile) * C::kConsumers};
 }
 
+inline int section_divisor = 2;
 // Query heads taken together: as many KV heads as fit half of L2 with their keys and values, at least one.
 inline int section_heads(std::int64_t length, int head_dim, int heads, int kv_heads, std::int64_t l2_bytes) {
   const std::int64_t head_bytes = std::max<std::int64_t>(1, 2 * length * head_dim * 2);
-  const std::int64_t fit = std::clamp<std::int64_t>(l2_bytes / 2 / head_bytes, 1, kv_heads);
+  const std::int64_t fit = std::clamp<std::int64_t>(l2_bytes / section_divisor / head_bytes, 1, kv_heads);
   return static_cast<int>(fit) * (heads / kv_heads);
 }
 
-inline PrefillArguments prefill_arguments(const PrefillParams& p, int consumers, int cluster,
-                                          std::int64_t l2_bytes) {
+inline PrefillArguments prefill_arguments(const PrefillParams& p, int consumers, std::int64_t l2_bytes) {
   PrefillArguments a{};
   a.table = p.kv.table;
   a.block_positions = p.block_positions;
@@ -139,8 +130,8 @@ inline PrefillArguments prefill_arguments(const PrefillParams& p, int consumers,
   a.group = p.heads / p.kv.kv_heads;
   a.query_blocks = static_cast<int>(ceil_div(p.tokens, kBlockRows));
   a.query_tiles = static_cast<int>(ceil_div(a.query_blocks, consumers));
-  a.items = a.query_tiles * (p.heads / cluster);
-  a.section_heads = section_heads(a.length, p.kv.head_dim, p.heads, p.kv.kv_heads, l2_bytes) / cluster;
+  a.items = a.query_tiles * p.heads;
+  a.section_heads = section_heads(a.length, p.kv.head_dim, p.heads, p.kv.kv_heads, l2_bytes);
   a.window = p.window;
   a.scale = p.scale;
   a.out = p.out;

@@ -37,6 +37,8 @@ constexpr Shape kShapes[] = {
     {"D64-H16-K2-32K", 64, 16, 2, 32768, 0},
     {"D256-H16-K8-32K", 256, 16, 8, 32768, 0},
     {"D128-H32-K8-32K-window1K", 128, 32, 8, 32768, 1024},
+    {"D128-H32-K8-4K", 128, 32, 8, 4096, 0},
+    {"D128-H28-K4-8K", 128, 28, 4, 8192, 0},
 };
 
 using Launch = void (*)(const PrefillParams&);
@@ -46,12 +48,11 @@ struct Variant {
   Launch launch;
 };
 
-template <int kD, int kConsumers, int kKeys, int kStages, bool kTurns, int kPolynomial, int kSlack,
-          int kQuerySteps = 0, int kCluster = 1>
+template <int kD, int kConsumers, int kKeys, int kStages, bool kTurns, int kSlack, int kQuerySteps = 0>
 [[maybe_unused]] Variant variant(const char* name) {
   return {name, kD,
-          launch_prefill<PrefillConfig<__nv_bfloat16, kD, kConsumers, kKeys, kStages, kTurns, kPolynomial,
-                                       kSlack, kQuerySteps, kCluster>>};
+          launch_prefill<
+              PrefillConfig<__nv_bfloat16, kD, kConsumers, kKeys, kStages, kTurns, kSlack, kQuerySteps>>};
 }
 
 // −DBENCH_VARIANTS='"FILE"': more rows, to compare configurations in one run.
@@ -94,58 +95,69 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-void bench(const Shape& shape, StreamView stream, MemoryMeter& meter, int rounds) {
-  const std::int64_t blocks = ceil_div(shape.length, kBlockTokens);
-  const std::int64_t slots = blocks * shape.kv_heads;
-  const std::int64_t slot_elements = 2LL * kBlockTokens * shape.head_dim;
-  const std::int64_t q_elements = shape.length * shape.heads * shape.head_dim;
-  const auto buffer = [&](std::int64_t bytes) {
-    return DeviceBuffer(static_cast<std::size_t>(bytes), stream.device, MemoryKind::kWorkspace, meter);
-  };
-  DeviceBuffer q = buffer(2 * q_elements);
-  DeviceBuffer out = buffer(2 * q_elements);
-  DeviceBuffer pool = buffer(2 * slots * slot_elements);
-  DeviceBuffer table = buffer(4 * slots);
-  DeviceBuffer positions = buffer(4 * blocks);
-  DeviceBuffer lse = buffer(4 * shape.length * shape.heads);
-  DeviceBuffer counters = buffer(8);
-  fill_bytes(counters.data(), 0, 8, stream);
-  fill_normal<<<1024, 256, 0, native(stream)>>>(q.as<__nv_bfloat16>(), q_elements, 1);
-  fill_normal<<<1024, 256, 0, native(stream)>>>(pool.as<__nv_bfloat16>(), slots * slot_elements, 2);
-  std::vector<std::int32_t> order(static_cast<std::size_t>(slots));
-  std::iota(order.begin(), order.end(), 0);
-  std::mt19937_64 rng(7);
-  std::shuffle(order.begin(), order.end(), rng);
-  std::vector<std::int32_t> first(static_cast<std::size_t>(blocks));
-  for (std::int64_t b = 0; b < blocks; ++b)
-    first[static_cast<std::size_t>(b)] = static_cast<std::int32_t>(b * 64);
-  copy_to_device(table.data(), order.data(), order.size() * 4, stream);
-  copy_to_device(positions.data(), first.data(), first.size() * 4, stream);
-  synchronize(stream);
+// Inputs and outputs of a shape: random values, blocks in shuffled slots.
+struct Problem {
+  Problem(const Shape& shape, StreamView stream, MemoryMeter& meter)
+      : blocks(ceil_div(shape.length, kBlockTokens)),
+        slots(blocks * shape.kv_heads),
+        slot_elements(2LL * kBlockTokens * shape.head_dim),
+        q_elements(shape.length * shape.heads * shape.head_dim) {
+    const auto buffer = [&](std::int64_t bytes) {
+      return DeviceBuffer(static_cast<std::size_t>(bytes), stream.device, MemoryKind::kWorkspace, meter);
+    };
+    q = buffer(2 * q_elements);
+    out = buffer(2 * q_elements);
+    pool = buffer(2 * slots * slot_elements);
+    table = buffer(4 * slots);
+    positions = buffer(4 * blocks);
+    lse = buffer(4 * shape.length * shape.heads);
+    counters = buffer(8);
+    fill_bytes(counters.data(), 0, 8, stream);
+    fill_normal<<<1024, 256, 0, native(stream)>>>(q.as<__nv_bfloat16>(), q_elements, 1);
+    fill_normal<<<1024, 256, 0, native(stream)>>>(pool.as<__nv_bfloat16>(), slots * slot_elements, 2);
+    std::vector<std::int32_t> order(static_cast<std::size_t>(slots));
+    std::iota(order.begin(), order.end(), 0);
+    std::mt19937_64 rng(7);
+    std::shuffle(order.begin(), order.end(), rng);
+    std::vector<std::int32_t> first(static_cast<std::size_t>(blocks));
+    for (std::int64_t b = 0; b < blocks; ++b)
+      first[static_cast<std::size_t>(b)] = static_cast<std::int32_t>(b * 64);
+    copy_to_device(table.data(), order.data(), order.size() * 4, stream);
+    copy_to_device(positions.data(), first.data(), first.size() * 4, stream);
+    synchronize(stream);
 
+    p.tokens = shape.length;
+    p.heads = shape.heads;
+    p.q = q.data();
+    p.q_row_stride = static_cast<std::int64_t>(shape.heads) * shape.head_dim;
+    p.block_positions = positions.as<std::int32_t>();
+    p.kv.slots = pool.data();
+    p.kv.slot_bytes = static_cast<std::size_t>(2 * slot_elements);
+    p.kv.dtype = DType::kBF16;
+    p.kv.kv_heads = shape.kv_heads;
+    p.kv.head_dim = shape.head_dim;
+    p.kv.blocks = blocks;
+    p.kv.table_stride = blocks;
+    p.kv.table = table.as<std::int32_t>();
+    p.kv.length = shape.length;
+    p.pool_slots = slots;
+    p.scale = 1.0F / std::sqrt(static_cast<float>(shape.head_dim));
+    p.window = shape.window;
+    p.out = out.data();
+    p.lse = lse.as<float>();
+    p.counters = counters.as<std::uint32_t>();
+    p.stream = stream;
+  }
+
+  std::int64_t blocks, slots, slot_elements, q_elements;
+  DeviceBuffer q, out, pool, table, positions, lse, counters;
   PrefillParams p;
-  p.tokens = shape.length;
-  p.heads = shape.heads;
-  p.q = q.data();
-  p.q_row_stride = static_cast<std::int64_t>(shape.heads) * shape.head_dim;
-  p.block_positions = positions.as<std::int32_t>();
-  p.kv.slots = pool.data();
-  p.kv.slot_bytes = static_cast<std::size_t>(2 * slot_elements);
-  p.kv.dtype = DType::kBF16;
-  p.kv.kv_heads = shape.kv_heads;
-  p.kv.head_dim = shape.head_dim;
-  p.kv.blocks = blocks;
-  p.kv.table_stride = blocks;
-  p.kv.table = table.as<std::int32_t>();
-  p.kv.length = shape.length;
-  p.pool_slots = slots;
-  p.scale = 1.0F / std::sqrt(static_cast<float>(shape.head_dim));
-  p.window = shape.window;
-  p.out = out.data();
-  p.lse = lse.as<float>();
-  p.counters = counters.as<std::uint32_t>();
-  p.stream = stream;
+};
 
+void bench(const Shape& shape, StreamView stream, MemoryMeter& meter, int rounds) {
+  Problem problem(shape, stream, meter);
+  const PrefillParams& p = problem.p;
+  DeviceBuffer& out = problem.out;
   std::vector<Variant> variants;
   for (const Variant& v : kVariants) {
     if (v.launch == nullptr) {
@@ -156,8 +168,8 @@ void bench(const Shape& shape, StreamView stream, MemoryMeter& meter, int rounds
   }
   std::vector<std::vector<double>> times(variants.size());
   std::vector<float> differences(variants.size());  // from the first one
-  DeviceBuffer first_out = buffer(2 * q_elements);
-  DeviceBuffer difference = buffer(4);
+  DeviceBuffer first_out(out.bytes(), stream.device, MemoryKind::kWorkspace, meter);
+  DeviceBuffer difference(4, stream.device, MemoryKind::kWorkspace, meter);
   CudaEvent begin(stream.device, EventUse::kTiming);
   CudaEvent end(stream.device, EventUse::kTiming);
   for (int round = -1; round < rounds; ++round) {  // the first is warm-up
@@ -173,7 +185,7 @@ void bench(const Shape& shape, StreamView stream, MemoryMeter& meter, int rounds
       if (i == 0) copy_on_device(first_out.data(), out.data(), out.bytes(), stream);
       fill_bytes(difference.data(), 0, 4, stream);
       largest_difference<<<1024, 256, 0, native(stream)>>>(
-          first_out.as<__nv_bfloat16>(), out.as<__nv_bfloat16>(), q_elements, difference.as<int>());
+          first_out.as<__nv_bfloat16>(), out.as<__nv_bfloat16>(), problem.q_elements, difference.as<int>());
       copy_to_host(&differences[i], difference.data(), 4, stream);
       fill_bytes(out.data(), 0xFF, out.bytes(), stream);
       synchronize(stream);

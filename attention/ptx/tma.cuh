@@ -30,16 +30,4 @@ __device__ __forceinline__ void load_box_3d(void* target, const CUtensorMap* map
       : "memory");
 }
 
-// The same box into the same place of every CTA of the cluster whose bit is set in `ranks`, counted by the
-// barrier at the same place there.
-__device__ __forceinline__ void load_box_3d_for(std::uint16_t ranks, void* target, const CUtensorMap* map,
-                                                std::uint64_t* barrier, int x, int y, int z,
-                                                std::uint64_t cache_hint) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster"
-      ".L2::cache_hint [%0], [%1, {%4, %5, %6}], [%2], %3, %7;" ::"r"(shared_address(target)),
-      "l"(map), "r"(shared_address(barrier)), "h"(ranks), "r"(x), "r"(y), "r"(z), "l"(cache_hint)
-      : "memory");
-}
-
 }  // namespace tessera::cuda::ptx

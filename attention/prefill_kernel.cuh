@@ -21,8 +21,8 @@
 #include "attention/prefill_producer.cuh"
 #include "attention/prefill_tile.cuh"
 #include "attention/ptx/mbarrier.cuh"
-#include "attention/ptx/tensor_map.hpp"
 #include "attention/ptx/warpgroup.cuh"
+#include "attention/tensor_map.hpp"
 #include "runtime/core/cuda_check.hpp"
 #include "runtime/core/cuda_launch.hpp"
 

@@ -6,10 +6,10 @@
 
 #include "attention/prefill_softmax.cuh"
 #include "attention/ptx/mbarrier.cuh"
-#include "attention/ptx/tensor_map.hpp"
 #include "attention/ptx/tma.cuh"
 #include "attention/ptx/warpgroup.cuh"
 #include "attention/ptx/wgmma.cuh"
+#include "attention/tensor_map.hpp"
 #include "runtime/core/cuda_launch.hpp"
 #include "tests/cuda_support.hpp"
 

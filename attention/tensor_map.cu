@@ -1,4 +1,4 @@
-#include "attention/ptx/tensor_map.hpp"
+#include "attention/tensor_map.hpp"
 
 #include <cuda_runtime.h>
 

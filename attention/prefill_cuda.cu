@@ -3,8 +3,6 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include <algorithm>
-
 #include "runtime/core/cuda_check.hpp"
 #include "runtime/core/error.hpp"
 
@@ -26,17 +24,8 @@ bool check_prefill(const PrefillParams& p) {
   TESSERA_CHECK(p.q_row_stride % 8 == 0 &&
                 p.q_row_stride >= static_cast<std::int64_t>(p.heads) * p.kv.head_dim);
   TESSERA_CHECK(p.pool_slots > 0 && p.scale > 0 && p.window >= 0);
-  TESSERA_CHECK(p.tile_keys == 0 || p.tile_keys == 128 || p.tile_keys == 192);
+  TESSERA_CHECK(p.tile_keys == 0 || (p.tile_keys == 192 && p.kv.head_dim == 128));
   return p.tokens > 0 && p.heads > 0;
-}
-
-int prefill_tile_keys(const PrefillParams& p) {
-  if (p.kv.head_dim == 256) return 64;
-  if (p.kv.head_dim == 64) return 128;
-  if (p.tile_keys != 0) return p.tile_keys;
-  constexpr std::int64_t kLong = 2048;
-  const std::int64_t keys = p.window == 0 ? p.kv.length : std::min<std::int64_t>(p.window, p.kv.length);
-  return keys >= kLong ? 192 : 128;
 }
 
 void prefill_attention_wgmma(const PrefillParams& p) {

@@ -28,16 +28,14 @@ struct PrefillParams {
   // (2) two words of this stream's own, zero before the first launch; every launch leaves them zero.
   std::uint32_t* counters = nullptr;
   StreamView stream;
-  int tile_keys = 0;  // keys a step of the wgmma kernel; 0: what prefill_tile_keys says
+  // Keys a step of the wgmma kernel: 0 chooses (128; 64 with D = 256). D = 128 can also have 192.
+  int tile_keys = 0;
 };
 
 // D = 64, 128 or 256. On compute capability 9.0 by wgmma, elsewhere (8.0 and later) by mma.sync.
 void prefill_attention(const PrefillParams& p);
 void prefill_attention_wgmma(const PrefillParams& p);
 void prefill_attention_mma(const PrefillParams& p);  // needs no counters
-
-// 192 or 128 with D = 128, where both are built; 128 with D = 64, 64 with D = 256.
-int prefill_tile_keys(const PrefillParams& p);
 
 // InternalError unless the kernels can take it; false: there is nothing to do.
 bool check_prefill(const PrefillParams& p);

@@ -111,11 +111,10 @@ __device__ __forceinline__ WorkItem decode_item(const PrefillArguments& p, int i
   return {first_head + rest - tile * heads, (p.query_tiles - 1 - tile) * C::kConsumers};
 }
 
-inline int section_divisor = 2;
 // Query heads taken together: as many KV heads as fit half of L2 with their keys and values, at least one.
 inline int section_heads(std::int64_t length, int head_dim, int heads, int kv_heads, std::int64_t l2_bytes) {
   const std::int64_t head_bytes = std::max<std::int64_t>(1, 2 * length * head_dim * 2);
-  const std::int64_t fit = std::clamp<std::int64_t>(l2_bytes / section_divisor / head_bytes, 1, kv_heads);
+  const std::int64_t fit = std::clamp<std::int64_t>(l2_bytes / 2 / head_bytes, 1, kv_heads);
   return static_cast<int>(fit) * (heads / kv_heads);
 }
 

@@ -21,9 +21,8 @@ inline std::uint64_t fresh_seed() {
 
 inline std::vector<float> random_floats(std::size_t count, std::mt19937_64& rng, float low = -1,
                                         float high = 1) {
-  std::uniform_real_distribution<float> draw(low, high);
   std::vector<float> values(count);
-  for (float& value : values) value = draw(rng);
+  for (float& value : values) value = low + (high - low) * static_cast<float>(rng() >> 40) * 0x1p-24f;
   return values;
 }
 
@@ -113,5 +112,36 @@ inline std::vector<float> widened(const std::vector<std::uint16_t>& bits, tesser
   for (std::size_t i = 0; i < bits.size(); ++i) values[i] = value_of(bits[i], dtype);
   return values;
 }
+
+// The largest relative error of one rounding.
+inline double unit_of(tessera::DType dtype) {
+  return dtype == tessera::DType::kBF16 ? 0x1p-8 : dtype == tessera::DType::kF16 ? 0x1p-11 : 0x1p-24;
+}
+
+// max |got − want| / allowed, element by element: at most 1 where all is well; infinite where a value that
+// should be finite is not, or sizes differ.
+inline double worst_ratio(const std::vector<float>& got, const std::vector<double>& want,
+                          const std::vector<double>& allowed) {
+  if (got.size() != want.size() || allowed.size() != want.size()) return INFINITY;
+  double worst = 0;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    const double ratio = std::fabs(static_cast<double>(got[i]) - want[i]) / allowed[i];
+    if (!(ratio <= worst)) worst = std::isnan(ratio) ? INFINITY : ratio;
+  }
+  return worst;
+}
+
+// What `roundings` to dtype may do to each value, and fp32 arithmetic to sums of size `scale`.
+inline std::vector<double> allowed_error(const std::vector<double>& want, tessera::DType dtype,
+                                         double roundings, double scale) {
+  std::vector<double> allowed(want.size());
+  const double tiny = dtype == tessera::DType::kF16 ? 0x1p-25 : 1e-30;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    allowed[i] = roundings * (unit_of(dtype) * 1.001 * std::fabs(want[i]) + tiny) + 1e-6 * scale;
+  }
+  return allowed;
+}
+
+inline constexpr std::uint16_t kPoison16 = 0xffff;
 
 }  // namespace cuda_test

@@ -52,7 +52,7 @@ class CounterRng {
   double uniform() { return static_cast<double>(next() >> 11) * 0x1.0p-53; }
 
  private:
-  __extension__ using Wide = unsigned __int128;
+  using Wide = unsigned __int128;
 
   std::uint64_t seed_;
   std::uint64_t stream_;

@@ -1,6 +1,6 @@
-// Times the dense prefill kernel, every configuration beside the others: bench_prefill [SHAPE …], SHAPE a
-// substring of the names that it prints. FLOP are those of the causal half, 2 · S² · D · H. Medians of
-// interleaved rounds.
+// Times the dense prefill kernel, every configuration beside the others: bench_attention_prefill [SHAPE …],
+// SHAPE a substring of the names that it prints. FLOP are those of the causal half, 2 · S² · D · H. Medians
+// of interleaved rounds.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -217,7 +217,7 @@ int main(int argc, char** argv) {
       if (wanted) bench(shape, stream, meter, shape.length > 100'000 ? 5 : 15);
     }
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "bench_prefill: %s\n", error.what());
+    std::fprintf(stderr, "bench_attention_prefill: %s\n", error.what());
     return 1;
   }
   return 0;

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Dense causal prefill attention: PyTorch's scaled_dot_product_attention on cuDNN, and bench_prefill beside it.
+"""Dense causal prefill attention: PyTorch's scaled_dot_product_attention on cuDNN, and bench_attention_prefill beside it.
 
     bench_sdpa.py [--bench BINARY] [--shapes SUBSTRING …] [--rounds 15]
 

@@ -1,0 +1,204 @@
+// A consumer warpgroup of the prefill kernel: products, masks and softmax of one query block, tile by tile,
+// and its rows of the output.
+#pragma once
+
+#include <cstdint>
+
+#include "attention/prefill_rows.cuh"
+#include "attention/prefill_softmax.cuh"
+#include "attention/prefill_tile.cuh"
+#include "attention/ptx/mbarrier.cuh"
+#include "attention/ptx/shared_address.cuh"
+#include "attention/ptx/warpgroup.cuh"
+#include "attention/ptx/wgmma.cuh"
+
+namespace tessera::cuda {
+
+// Fragments of Q that stay in registers for an item.
+template <class C>
+struct QueryFragments {
+  std::uint32_t words[C::kQuerySteps == 0 ? 1 : C::kQuerySteps][4];
+  __device__ __forceinline__ void read(std::uint32_t address) {
+#pragma unroll
+    for (int step = 0; step < C::kQuerySteps; ++step) {
+      ptx::load_fragment(words[step], address + step / 4 * kBlockRows * 128, step % 4);
+    }
+  }
+};
+
+// scores (64, kKeys) = Q Kᵀ
+template <class C>
+__device__ __forceinline__ void issue_scores(float (&scores)[C::kKeys / 2],
+                                             const QueryFragments<C>& fragments, std::uint64_t q,
+                                             std::uint64_t k) {
+#pragma unroll
+  for (int step = 0; step < C::kHeadDim / 16; ++step) {
+    const std::uint32_t inside = step % 4 * 32;
+    const std::uint64_t k_step = k + ((step / 4 * C::kKeys * 128 + inside) >> 4);
+    if (step < C::kQuerySteps) {
+      ptx::wgmma_rs<typename C::T, C::kKeys, false>(scores, fragments.words[step < C::kQuerySteps ? step : 0],
+                                                    k_step, step != 0);
+    } else {
+      ptx::wgmma_ss<typename C::T, C::kKeys>(scores, q + ((step / 4 * kBlockRows * 128 + inside) >> 4),
+                                             k_step, step != 0);
+    }
+  }
+  ptx::wgmma_commit();
+}
+
+// out (64, D) += P V
+template <class C>
+__device__ __forceinline__ void issue_output(float (&out)[C::kHeadDim / 2],
+                                             const std::uint32_t (&probabilities)[C::kKeys / 4],
+                                             std::uint64_t v) {
+#pragma unroll
+  for (int step = 0; step < C::kKeys / 16; ++step) {
+    ptx::wgmma_rs<typename C::T, C::kHeadDim, true>(out, probabilities + 4 * step,
+                                                    v + ((step * 16 * 128) >> 4), 1);
+  }
+  ptx::wgmma_commit();
+}
+
+// What a consumer takes over from a tile's head, before the stage can be reused.
+template <class C>
+struct TileKeys {
+  int first[C::kBlocks];
+  int begin[C::kBlocks];
+  __device__ __forceinline__ void read(const KeyTile<C>& tile) {
+#pragma unroll
+    for (int b = 0; b < C::kBlocks; ++b) {
+      first[b] = tile.first[b];
+      begin[b] = tile.begin[b];
+    }
+  }
+};
+
+template <class C>
+__device__ __forceinline__ void mask_tile(float (&scores)[C::kKeys / 2], const TileKeys<C>& keys, int rows,
+                                          const int (&low)[2], const int (&high)[2],
+                                          const PrefillArguments& p) {
+  // What every row of the query block sees needs no mask.
+  const int all_from = p.window > 0 ? rows + kBlockRows - p.window : 0;
+  const int all_to = min(rows, p.length - 1);
+#pragma unroll
+  for (int b = 0; b < C::kBlocks; ++b) {
+    const int first = keys.first[b];
+    const int begin = keys.begin[b];
+    if (first + kBlockRows - 1 <= all_to && first >= all_from && first >= begin) continue;
+    const int from[2] = {max(low[0], begin), max(low[1], begin)};
+    mask_block(scores + 32 * b, first, from, high);
+  }
+}
+
+template <class C>
+__device__ __forceinline__ void consume(const PrefillArguments& p, PrefillShared<C>& s, int warpgroup) {
+  constexpr int kTurn = 1;  // named barriers from here on, one a warpgroup
+  const bool warp_leader = threadIdx.x % 32 == 0;
+  const float scale_log2 = p.scale * 1.4426950408889634F;
+  const int row = threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4;
+  const std::uint64_t q_operand = ptx::swizzled_descriptor(ptx::shared_address(s.q[warpgroup]), 0);
+  const std::uint32_t k_address = ptx::shared_address(s.k[0]);
+  const std::uint32_t v_address = ptx::shared_address(s.v[0]);
+  constexpr std::uint32_t kStageBytes = C::kKeys * C::kHeadDim * sizeof(typename C::T);
+  constexpr std::uint32_t kGroupBytes = C::kKeys * 128;
+  const auto release = [&](std::uint64_t* barrier) {
+    if (warp_leader) ptx::barrier_arrive(barrier);
+  };
+
+  if constexpr (C::kTurns) {
+    if (warpgroup == C::kConsumers - 1) ptx::named_barrier_arrive(kTurn, 2 * kWarpgroup);
+  }
+  RingPlace<C::kStages> place;
+  std::uint32_t q_parity = 0;
+  float scores[C::kKeys / 2];
+  float out[C::kHeadDim / 2];
+  std::uint32_t probabilities[C::kKeys / 4];
+  while (true) {
+    ptx::barrier_wait(&s.k_full[place.stage], place.parity);
+    const int item = s.tiles[place.stage].item;
+    if (item < 0) break;
+    const WorkItem work = decode_item<C>(p, item);
+    const int rows = s.tiles[place.stage].rows[warpgroup];
+    bool last = s.tiles[place.stage].last != 0;
+    TileKeys<C> keys;
+    keys.read(s.tiles[place.stage]);
+    // Positions that this thread's two rows see. A query block that is not there sees none.
+    const int position[2] = {rows + row, rows + row + 8};
+    const int high[2] = {rows < 0 ? -1 : min(position[0], p.length - 1),
+                         rows < 0 ? -1 : min(position[1], p.length - 1)};
+    const int low[2] = {p.window > 0 ? position[0] - p.window + 1 : 0,
+                        p.window > 0 ? position[1] - p.window + 1 : 0};
+
+    ptx::barrier_wait(&s.q_full[warpgroup], q_parity);
+    QueryFragments<C> fragments;
+    fragments.read(ptx::shared_address(s.q[warpgroup]));
+    constexpr bool kQueriesTaken = C::kQuerySteps * 16 == C::kHeadDim;
+    if constexpr (kQueriesTaken) {
+      __syncwarp();
+      release(&s.q_empty[warpgroup]);
+    }
+    ptx::wgmma_fence();
+    issue_scores<C>(scores, fragments, q_operand,
+                    ptx::swizzled_descriptor(k_address + place.stage * kStageBytes, 0));
+    ptx::wgmma_wait<0>();
+    ptx::fence_registers(scores);
+    __syncwarp();
+    release(&s.k_empty[place.stage]);
+    if (last && !kQueriesTaken) release(&s.q_empty[warpgroup]);
+    mask_tile<C>(scores, keys, rows, low, high, p);
+    RowPair state = {{negative_infinity(), negative_infinity()}, {0, 0}};
+    float factor[2];
+    softmax_step<C::kKeys / 2>(scores, state, factor, scale_log2, 0.0F);
+    pack_fragment<typename C::T>(scores, probabilities);
+#pragma unroll
+    for (int i = 0; i < C::kHeadDim / 2; ++i) out[i] = 0;
+
+    while (!last) {
+      const RingPlace<C::kStages> before = place;
+      place.advance();
+      ptx::barrier_wait(&s.k_full[place.stage], place.parity);
+      last = s.tiles[place.stage].last != 0;
+      keys.read(s.tiles[place.stage]);
+      if constexpr (C::kTurns) ptx::named_barrier_wait(kTurn + warpgroup, 2 * kWarpgroup);
+      ptx::wgmma_fence();
+      issue_scores<C>(scores, fragments, q_operand,
+                      ptx::swizzled_descriptor(k_address + place.stage * kStageBytes, 0));
+      ptx::barrier_wait(&s.v_full[before.stage], before.parity);
+      issue_output<C>(out, probabilities,
+                      ptx::swizzled_descriptor(v_address + before.stage * kStageBytes, kGroupBytes));
+      if constexpr (C::kTurns) {
+        ptx::named_barrier_arrive(kTurn + (warpgroup + 1) % C::kConsumers, 2 * kWarpgroup);
+      }
+      ptx::wgmma_wait<1>();
+      ptx::fence_registers(scores);
+      __syncwarp();
+      release(&s.k_empty[place.stage]);
+      if (last && !kQueriesTaken) release(&s.q_empty[warpgroup]);
+      mask_tile<C>(scores, keys, rows, low, high, p);
+      softmax_step<C::kKeys / 2>(scores, state, factor, scale_log2, C::kSlack);
+      // The assembler would schedule the wait in front of the softmax, which is to run beside the products. A
+      // store that needs all exponentials holds it back; it never happens, since sums are not negative.
+      if (state.sum[0] + state.sum[1] < 0) release(&s.v_empty[before.stage]);
+      ptx::wgmma_wait<0>();
+      ptx::fence_registers(out);
+      ptx::fence_registers(probabilities);
+      release(&s.v_empty[before.stage]);
+      pack_fragment<typename C::T>(scores, probabilities);
+      if (C::kSlack == 0 || __any_sync(0xFFFFFFFF, factor[0] != 1.0F || factor[1] != 1.0F)) {
+        scale_rows(out, factor);
+      }
+    }
+    ptx::barrier_wait(&s.v_full[place.stage], place.parity);
+    ptx::wgmma_fence();
+    issue_output<C>(out, probabilities,
+                    ptx::swizzled_descriptor(v_address + place.stage * kStageBytes, kGroupBytes));
+    ptx::wgmma_wait<0>();
+    ptx::fence_registers(out);
+    release(&s.v_empty[place.stage]);
+    place.advance();
+    q_parity ^= 1;
+    store_rows<typename C::T, C::kHeadDim>(out, state, work, work.query_block + warpgroup, p);
+  }
+}
+
+}  // namespace tessera::cuda

@@ -1,0 +1,142 @@
+// What the two sides of the prefill kernel share: its configuration and arguments, the plan of shared memory,
+// what a tile says of itself, the order of work.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "attention/prefill_cuda.hpp"
+
+namespace tessera::cuda {
+
+inline constexpr int kWarpgroup = 128;
+inline constexpr int kBoxChannels = 64;  // what the 128-byte swizzle spans
+inline constexpr int kBlockRows = 64;    // rows of a query block and of a block of the cache
+
+// kConsumers warpgroups of 64 rows; kKeys keys a tile, kStages tiles in flight; kTurns: warpgroups take turns
+// at issuing products; kSlack: powers of two that a maximum may lag behind;
+// kQuerySteps: so many steps of 16 channels of Q stay in registers, which spares shared memory reads.
+template <typename T_, int kHeadDim_, int kConsumers_, int kKeys_, int kStages_, bool kTurns_, int kSlack_,
+          int kQuerySteps_>
+struct PrefillConfig {
+  using T = T_;
+  static constexpr int kHeadDim = kHeadDim_;
+  static constexpr int kConsumers = kConsumers_;
+  static constexpr int kKeys = kKeys_;
+  static constexpr int kStages = kStages_;
+  static constexpr bool kTurns = kTurns_;
+  static constexpr int kSlack = kSlack_;
+  static constexpr int kQuerySteps = kQuerySteps_;
+  static constexpr int kBlocks = kKeys / kBlockRows;  // blocks a tile
+  static constexpr int kGroups = kHeadDim / kBoxChannels;
+  static constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
+  // 65536 registers a multiprocessor: the producer keeps what it needs, consumers share the rest.
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32;
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 160;
+};
+
+struct PrefillArguments {
+  const std::int32_t* table;            // (K, table_stride)
+  const std::int32_t* block_positions;  // (query_blocks)
+  std::int64_t table_stride;
+  int tokens;         // T
+  int length;         // S
+  int heads;          // H
+  int group;          // G
+  int query_blocks;   // ceil(T / 64)
+  int query_tiles;    // ceil(query_blocks / kConsumers)
+  int items;          // H · query_tiles
+  int section_heads;  // query heads that are taken together, so that their keys and values stay in
+                      // L2
+  int window;         // 0: none
+  float scale;
+  void* out;   // (T, H, D)
+  float* lse;  // (T, H) or null
+  std::uint32_t* counters;
+};
+
+// What lies in one stage of the ring, written by the producer.
+template <class C>
+struct KeyTile {
+  static constexpr int kAbsent = 1 << 30;  // as `first`: no keys in this part of the tile
+  int item;                                // −1: there is no more work, and this tile is empty
+  int last;                                // 1: the item's last tile
+  int rows[C::kConsumers];  // position of the first row of each warpgroup's query block; −1: no such block
+  int first[C::kBlocks];    // position of the key in the first row of each block
+  int begin[C::kBlocks];    // rows of keys before this position hold nothing
+};
+
+template <class C>
+struct PrefillShared {
+  using T = typename C::T;
+  alignas(1024) T q[C::kConsumers][kBlockRows * C::kHeadDim];  // groups of 64 channels: (D / 64, 64, 64)
+  alignas(1024) T k[C::kStages][C::kKeys * C::kHeadDim];       // (D / 64, keys, 64)
+  alignas(1024) T v[C::kStages][C::kKeys * C::kHeadDim];
+  KeyTile<C> tiles[C::kStages];
+  std::uint64_t q_full[C::kConsumers];
+  std::uint64_t q_empty[C::kConsumers];
+  std::uint64_t k_full[C::kStages];
+  std::uint64_t k_empty[C::kStages];
+  std::uint64_t v_full[C::kStages];
+  std::uint64_t v_empty[C::kStages];
+};
+
+// Place in the ring. A producer waits for parity ^ 1: a fresh barrier counts as released.
+template <int kStages>
+struct RingPlace {
+  int stage = 0;
+  std::uint32_t parity = 0;
+  __device__ __forceinline__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+struct WorkItem {
+  int head;
+  int query_block;  // of the first warpgroup
+};
+
+// Within a section the query tiles go from last to first, which is longest to shortest, each for all heads.
+template <class C>
+__device__ __forceinline__ WorkItem decode_item(const PrefillArguments& p, int item) {
+  const int section_items = p.section_heads * p.query_tiles;
+  const int section = item / section_items;
+  const int first_head = section * p.section_heads;
+  const int heads = min(p.section_heads, p.heads - first_head);
+  const int rest = item - section * section_items;
+  const int tile = rest / heads;
+  return {first_head + rest - tile * heads, (p.query_tiles - 1 - tile) * C::kConsumers};
+}
+
+// Query heads taken together: as many KV heads as fit half of L2 with their keys and values, at least one.
+inline int section_heads(std::int64_t length, int head_dim, int heads, int kv_heads, std::int64_t l2_bytes) {
+  const std::int64_t head_bytes = std::max<std::int64_t>(1, 2 * length * head_dim * 2);
+  const std::int64_t fit = std::clamp<std::int64_t>(l2_bytes / 2 / head_bytes, 1, kv_heads);
+  return static_cast<int>(fit) * (heads / kv_heads);
+}
+
+inline PrefillArguments prefill_arguments(const PrefillParams& p, int consumers, std::int64_t l2_bytes) {
+  PrefillArguments a{};
+  a.table = p.kv.table;
+  a.block_positions = p.block_positions;
+  a.table_stride = p.kv.table_stride;
+  a.tokens = static_cast<int>(p.tokens);
+  a.length = static_cast<int>(std::min(p.kv.length, p.kv.blocks * kBlockRows));
+  a.heads = p.heads;
+  a.group = p.heads / p.kv.kv_heads;
+  a.query_blocks = static_cast<int>(ceil_div(p.tokens, kBlockRows));
+  a.query_tiles = static_cast<int>(ceil_div(a.query_blocks, consumers));
+  a.items = a.query_tiles * p.heads;
+  a.section_heads = section_heads(a.length, p.kv.head_dim, p.heads, p.kv.kv_heads, l2_bytes);
+  a.window = p.window;
+  a.scale = p.scale;
+  a.out = p.out;
+  a.lse = p.lse;
+  a.counters = p.counters;
+  return a;
+}
+
+}  // namespace tessera::cuda

@@ -19,6 +19,7 @@ struct Column {
   const char* name;
   std::string (*cell)(const Row&);
   bool is_number = false;  // stands to the right
+  bool may_lead = false;   // said once above the table where it is the same in all of several rows
 };
 
 // ---- csv ---------------------------------------------------------------------------------------
@@ -102,16 +103,17 @@ std::string change(const Row& row) {
 }
 
 constexpr Column kShownColumns[] = {
-    {"model", [](const Row& r) { return r.info.model; }},
+    {"model", [](const Row& r) { return r.info.model; }, false, true},
     {"task", [](const Row& r) { return r.info.task; }},
-    {"length", [](const Row& r) { return exact(r.info.length); }, true},
-    {"seed", [](const Row& r) { return exact(r.info.seed); }, true},
-    {"tp x sp x dp", [](const Row& r) { return fmt::format("{}x{}x{}", r.info.tp, r.info.sp, r.info.dp); }},
+    {"length", [](const Row& r) { return exact(r.info.length); }, true, true},
+    {"seed", [](const Row& r) { return exact(r.info.seed); }, true, true},
+    {"tp x sp x dp", [](const Row& r) { return fmt::format("{}x{}x{}", r.info.tp, r.info.sp, r.info.dp); },
+     false, true},
     {"prefill", [](const Row& r) { return r.prefill; }},
     {"decode", [](const Row& r) { return r.decode; }},
     {"dense layers", [](const Row& r) { return r.dense_layers; }},
     {"shared group", [](const Row& r) { return std::string(r.share_group ? "yes" : ""); }},
-    {"samples", [](const Row& r) { return exact(r.samples); }, true},
+    {"samples", [](const Row& r) { return exact(r.samples); }, true, true},
     {"failed", [](const Row& r) { return r.failed > 0 ? exact(r.failed) : ""; }, true},
     {"metric", [](const Row& r) { return r.metric; }},
     {"score", [](const Row& r) { return share(r.score.mean); }, true},
@@ -142,18 +144,30 @@ std::string one_line(const std::string& text) {
   return line;
 }
 
-std::vector<ShownColumn> shown_columns(std::span<const Row> rows) {
+struct ShownTable {
+  std::string lead;  // "model mini-m, length 4096", or ""
+  std::vector<ShownColumn> columns;
+};
+
+ShownTable shown_table(std::span<const Row> rows) {
   std::vector<Column> columns(std::begin(kShownColumns), std::end(kShownColumns));
   const auto other_trace = [&](const Row& row) { return row.path != rows.front().path; };
   if (std::any_of(rows.begin(), rows.end(), other_trace)) columns.push_back(kPathColumn);
 
-  std::vector<ShownColumn> shown;
+  ShownTable shown;
   for (const Column& column : columns) {
     ShownColumn made{column.name, column.is_number, {}};
     for (const Row& row : rows) made.cells.push_back(one_line(column.cell(row)));
     const bool is_empty = std::all_of(made.cells.begin(), made.cells.end(),
                                       [](const std::string& cell) { return cell.empty(); });
-    if (!is_empty || rows.empty()) shown.push_back(std::move(made));
+    if (is_empty && !rows.empty()) continue;
+    const bool is_same = rows.size() > 1 && std::count(made.cells.begin(), made.cells.end(),
+                                                       made.cells.front()) == std::ssize(made.cells);
+    if (column.may_lead && is_same) {
+      shown.lead += fmt::format("{}{} {}", shown.lead.empty() ? "" : ", ", made.heading, made.cells.front());
+    } else {
+      shown.columns.push_back(std::move(made));
+    }
   }
   return shown;
 }
@@ -171,7 +185,7 @@ std::size_t width_of(const ShownColumn& column) {
 }
 
 std::string text_table(std::span<const Row> rows) {
-  const std::vector<ShownColumn> columns = shown_columns(rows);
+  const auto [lead, columns] = shown_table(rows);
   std::vector<std::string> lines(rows.size() + 1);  // the headings first
   for (const ShownColumn& column : columns) {
     const std::size_t width = width_of(column);
@@ -182,7 +196,7 @@ std::string text_table(std::span<const Row> rows) {
       lines[i] += column.is_number ? padding + cell : cell + padding;
     }
   }
-  std::string text;
+  std::string text = lead.empty() ? "" : lead + "\n";
   for (const std::string& line : lines) text += line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
   return text;
 }
@@ -197,7 +211,7 @@ std::string markdown_cell(const std::string& text) {
 }
 
 std::string markdown_table(std::span<const Row> rows) {
-  const std::vector<ShownColumn> columns = shown_columns(rows);
+  const auto [lead, columns] = shown_table(rows);
   std::string text = "|", rule = "|";
   for (const ShownColumn& column : columns) {
     text += fmt::format(" {} |", column.heading);
@@ -209,7 +223,7 @@ std::string markdown_table(std::span<const Row> rows) {
     for (const ShownColumn& column : columns) text += fmt::format(" {} |", markdown_cell(column.cells[i]));
     text += "\n";
   }
-  return text;
+  return lead.empty() ? text : lead + "\n\n" + text;
 }
 
 std::string csv_table(std::span<const Row> rows) {

@@ -10,8 +10,9 @@
 
 namespace tessera {
 
-// kText and kMarkdown: rounded, intervals in brackets, columns left out that are empty in every row. kCsv:
-// full precision, a number a column, always the same columns.
+// kText and kMarkdown: rounded, intervals in brackets, columns left out that are empty in every row,
+// and what all rows share (model, length, seed, grid, samples) said once above. kCsv: full precision,
+// a number a column, always the same columns.
 enum class ReportFormat : std::uint8_t { kText, kMarkdown, kCsv };
 ReportFormat parse_report_format(std::string_view name);  // UsageError
 

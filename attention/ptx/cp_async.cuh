@@ -3,11 +3,9 @@
 
 #include <cstdint>
 
-namespace tessera::cuda::ptx {
+#include "attention/ptx/shared_address.cuh"
 
-__device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
-}
+namespace tessera::cuda::ptx {
 
 // Past L1, which a stream of keys has no use for. With valid = false nothing is read and 16 zeros are
 // written; the source must be a device address all the same.

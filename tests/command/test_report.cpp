@@ -124,19 +124,21 @@ TEST_CASE("report on a dense and a sparse run of 2 ranks") {
   const std::string text = report({"--format", "text", dense, sparse});
   CHECK(text == report({dense, sparse}));
   const std::vector<std::string> lines = lines_of(text);
-  REQUIRE(lines.size() == 3);
-  for (const char* heading : {"model", "task", "prefill sparsity", "needed / all-gather", "change (95 %"}) {
+  REQUIRE(lines.size() == 4);
+  CHECK(lines[0].rfind("model ", 0) == 0);
+  CHECK(lines[0].find(", length ") != std::string::npos);
+  for (const char* heading : {"task", "prefill sparsity", "needed / all-gather", "change (95 %"}) {
     CAPTURE(heading);
-    CHECK(lines[0].find(heading) != std::string::npos);
+    CHECK(lines[1].find(heading) != std::string::npos);
   }
-  CHECK(lines[0].find("failed") == std::string::npos);
-  CHECK(lines[2].find("vertical_slash columns=32 diagonals=64  quest tokens=256") != std::string::npos);
+  CHECK(lines[1].find("failed") == std::string::npos);
+  CHECK(lines[3].find("vertical_slash columns=32 diagonals=64  quest tokens=256") != std::string::npos);
 
   const std::vector<std::string> markdown = lines_of(report({dense, sparse, "--format", "markdown"}));
-  REQUIRE(markdown.size() == 4);
-  CHECK(markdown[1].rfind("| --- |", 0) == 0);
-  for (const std::string& line : markdown) {
-    CHECK(split(line, '|').size() == split(markdown[0], '|').size());
+  REQUIRE(markdown.size() == 5);  // what all share, then the table
+  CHECK(markdown[2].rfind("| --- |", 0) == 0);
+  for (std::size_t i = 1; i < markdown.size(); ++i) {
+    CHECK(split(markdown[i], '|').size() == split(markdown[1], '|').size());
   }
 
   // A journal is as good, and runs that were merged are as good as apart.

@@ -69,7 +69,8 @@ TEST_CASE("report: the three forms of the table") {
   const std::string text = report_text(rows, ReportFormat::kText);
   const std::string change = "-0.250 [-0.709, +0.209]";
   INFO(text);
-  CHECK(std::count(text.begin(), text.end(), '\n') == 4);
+  CHECK(std::count(text.begin(), text.end(), '\n') == 5);
+  CHECK(text.rfind("length 4096, seed 43, tp x sp x dp 1x1x1\nmodel ", 0) == 0);  // models and samples differ
   CHECK(contains(text, "change (95 %, Student's t)"));
   CHECK(contains(text, change));
   CHECK(contains(text, "0.750  [0.301, 0.954] Wilson"));
@@ -77,13 +78,14 @@ TEST_CASE("report: the three forms of the table") {
   for (const char* left_out : {"failed", "dense layers", "all-gather", "prefill s", "trace"})
     CHECK(!contains(text, left_out));
   // Columns stand under their headings.
-  const std::string second = text.substr(text.find('\n') + 1);
-  CHECK(second.substr(text.find("  task") + 2, 8) == "qa_squad");
+  const std::string table = text.substr(text.find('\n') + 1);
+  const std::string second = table.substr(table.find('\n') + 1);
+  CHECK(second.substr(table.find("  task") + 2, 8) == "qa_squad");
 
   const std::string markdown = report_text(rows, ReportFormat::kMarkdown);
-  CHECK(markdown.rfind("| model | task | length |", 0) == 0);
-  CHECK(contains(markdown, "\n| --- | --- | ---: |"));
-  CHECK(contains(markdown, "| a\\|b \"c\",  [31m | qa_squad | 4096 | 43 | 1x1x1 | dense |"));
+  CHECK(markdown.rfind("length 4096, seed 43, tp x sp x dp 1x1x1\n\n| model | task | prefill |", 0) == 0);
+  CHECK(contains(markdown, "\n| --- | --- | --- |"));
+  CHECK(contains(markdown, "| a\\|b \"c\",  [31m | qa_squad | dense |"));
   CHECK(contains(markdown, "| " + change + " |"));
   CHECK(!contains(markdown, "failed"));
 
@@ -103,7 +105,8 @@ TEST_CASE("report: the three forms of the table") {
   CHECK(columns.at("change") == std::vector<std::string>{"", "", "-0.25"});
   CHECK(columns.at("change_pairs") == std::vector<std::string>{"0", "0", "4"});
 
-  // Without a row the headings stay.
+  // One row leads nothing, and without a row the headings stay.
+  CHECK(report_text(std::span(rows).first(1), ReportFormat::kText).rfind("model ", 0) == 0);
   CHECK(report_text({}, ReportFormat::kText).rfind("model  task", 0) == 0);
   CHECK(cells_of(report_text({}, ReportFormat::kCsv)).size() == 1);
 }

@@ -1,0 +1,77 @@
+// A trained model through the real command: it retrieves, it keeps doing so where a method keeps everything,
+// and it loses what a method hides from it. Bounds are wide: they hold for any training run that was worth
+// shipping.
+#include <doctest/doctest.h>
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "tests/command/model_copy.hpp"
+#include "tests/command/run_command.hpp"
+
+namespace tessera::test {
+namespace {
+
+const std::string kModel = std::string(TESSERA_FIXTURES) + "/../../jobs/models/mini-m";
+constexpr int kSamples = 6;
+
+struct Answers {
+  double score = 0;  // mean
+  std::vector<std::string> texts;
+  double prefill_sparsity = 0, decode_sparsity = 0;  // of the last sample
+};
+
+Answers answers(const TempFolder& folder, int ranks, const Words& options) {
+  const std::string trace = folder / "mini.h5";
+  const CommandResult run = run_command(
+      tessera_on(ranks, Words{"eval", "--model", kModel, "--task", "ruler_niah", "--length", "2048",
+                              "--samples", std::to_string(kSamples), "--seed", "91", "--prompt-style",
+                              "compact", "--max-output-tokens", "128", "--trace", trace, "--fresh"} +
+                            options));
+  INFO(run.err);
+  REQUIRE(run.code == 0);
+  const CommandResult samples =
+      run_command(tessera({"trace", "export", trace, "--table", "samples", "--format", "jsonl"}));
+  REQUIRE(samples.code == 0);
+  Answers found;
+  for (const std::string& line : lines_of(samples.out)) {
+    const nlohmann::json sample = nlohmann::json::parse(line);
+    found.score += sample["score"].get<double>() / kSamples;
+    found.texts.push_back(sample["prediction"]);
+    found.prefill_sparsity = sample["prefill_sparsity"];
+    found.decode_sparsity = sample["decode_sparsity"];
+  }
+  REQUIRE(found.texts.size() == kSamples);
+  return found;
+}
+
+}  // namespace
+
+TEST_CASE("a trained model retrieves, and loses what is hidden from it") {
+  const TempFolder folder;
+  const Answers dense = answers(folder, 1, {});
+  CHECK(dense.score >= 0.75);
+
+  // Budgets of the whole sequence: nothing is left out, on any grid.
+  const Answers whole =
+      answers(folder, 2,
+              {"--sp", "2", "--prefill", "vertical_slash", "--set", "vertical_slash.columns=4096", "--set",
+               "vertical_slash.diagonals=4096", "--decode", "quest", "--set", "quest.tokens=4096"});
+  CHECK(whole.texts == dense.texts);
+  CHECK(whole.prefill_sparsity == 0);
+  CHECK(whole.decode_sparsity == 0);
+
+  // Half of the pairs: what was asked for is mostly still there.
+  const Answers half =
+      answers(folder, 2, {"--tp", "2", "--prefill", "vertical_slash", "--prefill-sparsity", "0.5"});
+  CHECK(half.prefill_sparsity == doctest::Approx(0.5).epsilon(0.1));
+  CHECK(half.score >= dense.score - 0.25);
+
+  // Decoding that sees the question and little before it: nothing to copy from.
+  const Answers window = answers(folder, 1, {"--decode", "streaming", "--set", "streaming.window=256"});
+  CHECK(window.decode_sparsity > 0.8);
+  CHECK(window.score <= dense.score - 0.5);
+}
+
+}  // namespace tessera::test

@@ -17,50 +17,13 @@
 #include "io/trace_writer.hpp"
 #include "jobs/trace_command.hpp"
 #include "runtime/core/error.hpp"
+#include "tests/command_text.hpp"
 #include "tests/io/trace_samples.hpp"
 
 using namespace tessera;
 using namespace tessera::test;
 
 namespace {
-
-// What a command prints.
-template <typename Command>
-std::string printed(Command command) {
-  char* text = nullptr;
-  std::size_t size = 0;
-  std::FILE* out = ::open_memstream(&text, &size);
-  int code = 0;
-  try {
-    code = command(out);
-  } catch (...) {
-    std::fclose(out);
-    std::free(text);
-    throw;
-  }
-  std::fclose(out);
-  const std::string result(text, size);
-  std::free(text);
-  CHECK(code == 0);
-  return result;
-}
-
-template <typename Action>
-std::string message_of(Action action, ExitCode code) {
-  try {
-    action();
-  } catch (const Error& error) {
-    CHECK(error.code() == code);
-    CHECK(std::string(error.what()).find('\n') == std::string::npos);
-    return error.what();
-  }
-  FAIL("no error was thrown");
-  return "";
-}
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
 
 // The trace at `path` holds exactly this run, samples by (point, sample).
 void check_holds(const std::string& path, RandomRun run) {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "jobs/report.hpp"
-#include "runtime/core/error.hpp"
+#include "tests/command_text.hpp"
 
 namespace tessera::test {
 
@@ -86,23 +86,6 @@ inline std::vector<ReportRow> rows_of(std::vector<MadeRun*> runs) {
   std::vector<ReportSource> sources;
   for (MadeRun* run : runs) sources.push_back(run->source());
   return report_rows(sources);
-}
-
-template <typename Action>
-std::string message_of(Action action, ExitCode code) {
-  try {
-    action();
-  } catch (const Error& error) {
-    CHECK(error.code() == code);
-    CHECK(std::string(error.what()).find('\n') == std::string::npos);
-    return error.what();
-  }
-  FAIL("no error was thrown");
-  return "";
-}
-
-inline bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
 }
 
 }  // namespace tessera::test

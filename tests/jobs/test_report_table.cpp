@@ -37,22 +37,7 @@ std::vector<std::vector<std::string>> cells_of(const std::string& csv) {
 }
 
 std::string printed(const ReportOptions& options) {
-  char* text = nullptr;
-  std::size_t size = 0;
-  std::FILE* out = ::open_memstream(&text, &size);
-  int code = -1;
-  try {
-    code = run_report(options, out);
-  } catch (...) {
-    std::fclose(out);
-    std::free(text);
-    throw;
-  }
-  std::fclose(out);
-  const std::string result(text, size);
-  std::free(text);
-  CHECK(code == 0);
-  return result;
+  return test::printed([&](std::FILE* out) { return run_report(options, out); });
 }
 
 }  // namespace

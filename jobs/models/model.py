@@ -6,7 +6,7 @@ import os
 import shutil
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -110,6 +110,18 @@ def hugging_face_name(name):
     room = {"q": "self_attn.", "k": "self_attn.", "v": "self_attn.", "o": "self_attn.", "g": "mlp.", "u": "mlp.",
             "d": "mlp."}.get(part[0]) if part.endswith("_proj") else ""
     return f"model.layers.{number}.{room}{rest}"
+
+
+def exported_weights(folder):
+    """The state of a Model from a directory that `export` wrote; rounded to bf16 as it lies there."""
+    names, stored = {}, {}
+    for file in sorted(os.listdir(folder)):
+        if file.endswith(".safetensors"):
+            stored.update(load_file(os.path.join(folder, file)))
+    for name in stored:
+        parts = name.removeprefix("model.").split(".")
+        names[".".join(part for part in parts if part not in ("self_attn", "mlp"))] = stored[name].float()
+    return names
 
 
 def export(weights, shape, tokenizer_path, folder):

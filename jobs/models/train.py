@@ -4,7 +4,8 @@
     train.py mini-m --rows build/train/rows --work build/train/mini-m --output jobs/models/mini-m
 
 Repeating the command goes on from the last checkpoint in --work; --seconds N ends a piece after that time. Rows that
-are still being written are waited for.
+are still being written are waited for. --start-from DIR begins with the weights of a trained model instead of drills:
+    train.py mini-m --start-from jobs/models/mini-m --steps 0,0,8000,2000 …
 """
 import argparse
 import csv
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 from conversations import LENGTHS, TASKS, WORDING
 from drills import FIRST_DRILLS, GRADUAL_DRILLS, Drill, copying_rows, name_classes, rename
 from make_rows import rows_path
-from model import ENTRIES, SHAPES, Model, export
+from model import ENTRIES, SHAPES, Model, export, exported_weights
 
 WARM_UP = 200              # steps
 FALL_FROM = 0.75           # share of the run after which the rate falls, in a line
@@ -175,6 +176,7 @@ def parse():
                                                              "tokenizer.json"))
     options.add_argument("--work", required=True, help="folder of checkpoints and the log")
     options.add_argument("--output", help="folder of the trained model")
+    options.add_argument("--start-from", metavar="DIR", help="a directory that this program wrote: its weights, no drills")
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--seconds", type=float, default=math.inf, help="end this piece after so long")
     options.add_argument("--steps", help="steps of each length, with commas between, instead of the recipe's")
@@ -190,12 +192,16 @@ def main():
     recipe, shape = RECIPES[given.model], SHAPES[given.model]
     if given.steps:
         recipe = dataclasses.replace(recipe, steps=tuple(int(count) for count in given.steps.split(",")))
+    if given.start_from:
+        recipe = dataclasses.replace(recipe, drills=())
     steps = plan_steps(recipe, given.seed)
 
     torch.manual_seed(given.seed)
     torch.set_float32_matmul_precision("high")
     device = torch.device(given.device)
     model = Model(shape).to(device)
+    if given.start_from:
+        model.load_state_dict(exported_weights(given.start_from))
     optimizer = optimizer_of(model, recipe.rate, fused=device.type == "cuda")
     run = Run(model, optimizer, os.path.join(given.work, "checkpoint.pt"))
     batches = Batches(given.rows, given.tokenizer, given.seed, device)

@@ -115,10 +115,11 @@ void declare_eval(OptionSet& set, EvalOptions& o, std::string& config, bool plan
   add_rope(set, &o.rope);
   std::vector<DType> arithmetic{DType::kF32};
   if (plans) arithmetic.insert(arithmetic.end(), {DType::kBF16, DType::kF16});
-  add_dtype(set, "dtype", &o.dtype, arithmetic, "arithmetic");
+  const std::string on_gpu = plans ? "; bf16 on a GPU" : "";
+  add_dtype(set, "dtype", &o.dtype, arithmetic, "arithmetic" + on_gpu);
   add_weights_dtype(set, &o.weights_dtype);
   add_dtype(set, "kv-dtype", &o.kv_dtype, {DType::kF32, DType::kBF16, DType::kF16},
-            "storage of keys and values");
+            "storage of keys and values" + on_gpu);
 
   set.group("Task");
   add_task_options(set, o);

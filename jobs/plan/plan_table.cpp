@@ -30,8 +30,8 @@ std::string with_prefix(double value, const char* unit) {
   return fmt::format("{:.{}f} {}{}", value, digits, kPrefixes[prefix], unit);
 }
 
-std::string giga(double bytes) {
-  return fmt::format("{:.3f}", bytes / 1e9);
+std::string bytes(double count) {
+  return with_prefix(count, "B");
 }
 
 std::string scaled(double seconds, double scale) {
@@ -95,20 +95,20 @@ constexpr Shown kShown[] = {
     {"tp x sp x dp",
      [](const GridPlan& g) { return fmt::format("{}x{}x{}", g.shape.tp, g.shape.sp, g.shape.dp); }},
     {"decode", [](const GridPlan& g) { return decode_text(g.decode); }},
-    {"fits", [](const GridPlan& g) { return g.fits() ? "yes" : "no: +" + giga(g.missing) + " GB"; }},
-    {"weights GB", [](const GridPlan& g) { return giga(g.weights); }},
-    {"KV GB", [](const GridPlan& g) { return giga(g.kv); }},
-    {"workspace GB", [](const GridPlan& g) { return giga(g.workspace); }},
-    {"memory GB", [](const GridPlan& g) { return giga(g.memory()); }},
+    {"fits", [](const GridPlan& g) { return g.fits() ? "yes" : "no, by " + bytes(g.missing); }},
+    {"weights", [](const GridPlan& g) { return bytes(g.weights); }},
+    {"KV", [](const GridPlan& g) { return bytes(g.kv); }},
+    {"workspace", [](const GridPlan& g) { return bytes(g.workspace); }},
+    {"memory", [](const GridPlan& g) { return bytes(g.memory()); }},
     {"prefill s", [](const GridPlan& g) { return scaled(g.prefill_s, 1); }},
     {"ms per token", [](const GridPlan& g) { return scaled(g.step_s, 1e3); }},
     {"s per sample", [](const GridPlan& g) { return scaled(g.sample_s, 1); }},
-    {"exchanged GB", [](const GridPlan& g) { return giga(g.bytes_exchanged); }},
-    {"all-gather GB", [](const GridPlan& g) { return giga(g.bytes_full); }},
-    {"all-reduce GB", [](const GridPlan& g) { return giga(g.bytes_all_reduce); }},
-    {"step weights GB", [](const GridPlan& g) { return giga(g.step_weights); }},
-    {"step KV GB", [](const GridPlan& g) { return giga(g.step_kv); }},
-    {"step estimator GB", [](const GridPlan& g) { return giga(g.step_estimator); }},
+    {"exchanged", [](const GridPlan& g) { return bytes(g.bytes_exchanged); }},
+    {"all-gather", [](const GridPlan& g) { return bytes(g.bytes_full); }},
+    {"all-reduce", [](const GridPlan& g) { return bytes(g.bytes_all_reduce); }},
+    {"step weights", [](const GridPlan& g) { return bytes(g.step_weights); }},
+    {"step KV", [](const GridPlan& g) { return bytes(g.step_kv); }},
+    {"step estimator", [](const GridPlan& g) { return bytes(g.step_estimator); }},
 };
 
 // ---- heading -----------------------------------------------------------------------------------

@@ -126,7 +126,10 @@ class Loader {
       }
       view.data = target;
     }
-    return options_.as_f32 && dtype != DType::kF32 ? widened(view) : view;
+    if (!options_.as_f32 || dtype == DType::kF32) return view;
+    const MatrixView wide = widened(view);
+    if (slice.columns() != spec.columns) weights_.owned.erase(weights_.owned.end() - 2);  // the narrow slice
+    return wide;
   }
 
   void count_mapped() {

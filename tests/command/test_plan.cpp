@@ -107,7 +107,7 @@ TEST_CASE("plan tells all that is wrong, a line each") {
   SUBCASE("tensors of other shapes, and a tokenizer of another model") {
     model.edit_json("config.json", [](json& config) {
       config["intermediate_size"] = 176;
-      config["vocab_size"] = 400;
+      config["vocab_size"] = 484;
     });
     const CommandResult result = run_command(tessera(good));
     CHECK(result.code == 3);

@@ -73,12 +73,13 @@ double busiest_share(const PlanProblem& p, const SequencePartition& partition) {
 //   others:    rows of 64 queries, and the heads of a group, are taken to choose independently, each page
 //              with the probability d = 1 − s that a pair is visible: 1 − (1 − d)^(rows · heads) of what
 //              dense attention needs. Choices that lie together need less.
-double sparse_pages(const PlanProblem& p, const SequencePartition& partition, int rank, double dense) {
+double sparse_pages(const PlanProblem& p, const SequencePartition& partition, ExchangeTable& windows,
+                    int rank, double dense) {
   const MethodSettings& prefill = p.attention.prefill;
   if (prefill.method().unit == SelectUnit::kLocalWindow) {
     // The first row of a query block names the window, rounded out to pages.
     const std::int64_t window = prefill.whole("window") + kPageTokens - 1;
-    const LayerExchange local = layer_exchange(partition, window, ExchangeMode::kSelected);
+    const LayerExchange& local = windows.of(window);
     const double sinks = rank == 0 ? 0 : std::ceil(static_cast<double>(prefill.whole("sinks")) / kPageTokens);
     return std::min(dense, static_cast<double>(local.needed_pages[static_cast<std::size_t>(rank)]) + sinks);
   }
@@ -92,7 +93,7 @@ void fill_exchange(const PlanProblem& p, const SequencePartition& partition, dou
   const double page_bytes = 2.0 * kPageTokens * static_cast<double>(p.config.head_dim) *
                             static_cast<double>(size_of(p.kv_dtype)) * kv_heads;
   const LayerPlans layers(p.attention, p.config);
-  ExchangeTable table(partition, p.attention.exchange);
+  ExchangeTable table(partition, p.attention.exchange), windows(partition, ExchangeMode::kSelected);
   const auto ranks = static_cast<std::size_t>(partition.ranks());
   std::vector<double> needed(ranks, 0), full(ranks, 0), taken(ranks, 0);
   for (int layer = 0; layer < p.config.layers; ++layer) {
@@ -102,7 +103,7 @@ void fill_exchange(const PlanProblem& p, const SequencePartition& partition, dou
     for (std::size_t rank = 0; rank < ranks; ++rank) {
       pages[rank] = static_cast<double>(dense.needed_pages[rank]);
       if (layers.sparse_prefill(layer))
-        pages[rank] = sparse_pages(p, partition, static_cast<int>(rank), pages[rank]);
+        pages[rank] = sparse_pages(p, partition, windows, static_cast<int>(rank), pages[rank]);
       pages_needed += pages[rank];
       pages_full += static_cast<double>(dense.full_pages[rank]);
     }

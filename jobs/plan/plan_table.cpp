@@ -127,9 +127,9 @@ std::vector<Line> heading(const PlanReport& r) {
   const double steps = static_cast<double>(p.decode_steps());
   const auto a_step = [&](double value, const char* unit) { return with_prefix(value / steps, unit); };
   std::vector<Line> lines = {
-      {"model", fmt::format("{}: {:.3f} billion parameters, {} of weights, {} of KV a token",
-                            r.setup.model_name, static_cast<double>(p.config.parameter_count()) / 1e9,
-                            with_prefix(r.plan.weight_bytes, "B"), with_prefix(r.plan.kv_bytes_token, "B"))},
+      {"model", fmt::format("{}: {} parameters, {} of weights, {} of KV a token", r.setup.model_name,
+                            p.config.parameter_count(), with_prefix(r.plan.weight_bytes, "B"),
+                            with_prefix(r.plan.kv_bytes_token, "B"))},
       {"rope", r.setup.rope},
       {"sample",
        fmt::format("{} tokens of prompt ({} of KV), {} of answer, batch {}, arithmetic {}, KV {}", p.length,

@@ -11,15 +11,21 @@
 
 namespace tessera {
 
-// By rank: pages of 16 tokens that it receives, and blocks of other ranks that it then holds as guests.
+// By rank: pages of 16 tokens that it receives and sends, and blocks of other ranks that it then holds as
+// guests.
 struct LayerExchange {
-  std::vector<std::int64_t> needed_pages;  // seen by its rows under the causal mask and the window
-  std::vector<std::int64_t> full_pages;    // an all-gather
-  std::vector<std::int64_t> guest_blocks;  // of whichever the exchange takes
-  bool gathers = false;                    // the exchange takes everything
+  std::vector<std::int64_t> needed_pages, needed_sent;  // seen by rows under the causal mask and the window
+  std::vector<std::int64_t> full_pages, full_sent;      // an all-gather
+  std::vector<std::int64_t> guest_blocks;               // of whichever the exchange takes
+  bool gathers = false;                                 // the exchange takes everything
 };
 
-// window = 0: none.
+// Blocks first … last − 1 that a rank holds, those after the prompt included.
+std::int64_t owned_blocks(const SequencePartition& partition, int rank, std::int64_t first,
+                          std::int64_t last);
+
+// window = 0: none. The sizes of the lists of attention/needed_units.hpp, by intervals: a plan asks for many
+// grids of many ranks.
 LayerExchange layer_exchange(const SequencePartition& partition, std::int64_t window, ExchangeMode mode);
 
 // The same for all layers of a model, each window counted once.

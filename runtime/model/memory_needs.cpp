@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "attention/kept_tokens.hpp"
-#include "attention/needed_units.hpp"
 #include "parallel/partition.hpp"
 #include "runtime/model/exchange_needs.hpp"
 #include "runtime/model/tensor_plan.hpp"
@@ -19,14 +18,11 @@ std::int64_t most_local_tokens(const SequencePartition& partition) {
   return most;
 }
 
-// Blocks 0 … last − 1 that the fullest rank holds of blocks first … last − 1.
+// Blocks first … last − 1 that the fullest rank holds.
 std::int64_t most_blocks(const SequencePartition& partition, std::int64_t first, std::int64_t last) {
   std::int64_t most = 0;
-  for (int rank = 0; rank < partition.ranks(); ++rank) {
-    std::int64_t blocks = 0;
-    for (std::int64_t block = first; block < last; ++block) blocks += partition.owner_of_block(block) == rank;
-    most = std::max(most, blocks);
-  }
+  for (int rank = 0; rank < partition.ranks(); ++rank)
+    most = std::max(most, owned_blocks(partition, rank, first, last));
   return most;
 }
 
@@ -51,20 +47,12 @@ std::int64_t kept_rows(const ModelConfig& config, const LayerPlans& layers, cons
 // Bytes that the fullest rank packs and receives in an exchange, a KV head.
 std::int64_t exchanged_bytes(const SequencePartition& partition, std::int64_t slot_bytes, std::int64_t window,
                              bool everything) {
-  std::vector<std::int64_t> sent(static_cast<std::size_t>(partition.ranks()), 0), received = sent;
-  for (int rank = 0; rank < partition.ranks(); ++rank) {
-    const UnitLists lists =
-        everything ? all_units(1, partition, rank) : dense_units(1, partition, rank, window);
-    for (std::size_t owner = 0; owner < lists.size(); ++owner) {
-      const std::int64_t bytes =
-          static_cast<std::int64_t>(lists[owner].size()) * slot_bytes * kPageTokens / kBlockTokens;
-      sent[owner] += bytes;
-      received[static_cast<std::size_t>(rank)] += bytes;
-    }
-  }
+  const LayerExchange exchange = layer_exchange(partition, window, ExchangeMode::kSelected);
+  const auto& received = everything ? exchange.full_pages : exchange.needed_pages;
+  const auto& sent = everything ? exchange.full_sent : exchange.needed_sent;
   std::int64_t most = 0;
   for (std::size_t rank = 0; rank < sent.size(); ++rank) most = std::max(most, sent[rank] + received[rank]);
-  return most;
+  return most * slot_bytes * kPageTokens / kBlockTokens;
 }
 
 }  // namespace
@@ -112,14 +100,6 @@ struct HeldSlots {
   double after_prefill = 0;
   double at_end = 0;
 };
-
-// Blocks first … last − 1 that a rank holds.
-std::int64_t owned_blocks(const SequencePartition& partition, int rank, std::int64_t first,
-                          std::int64_t last) {
-  std::int64_t blocks = 0;
-  for (std::int64_t block = first; block < last; ++block) blocks += partition.owner_of_block(block) == rank;
-  return blocks;
-}
 
 HeldSlots held_slots(const ModelConfig& config, const RunShape& run, const AttentionPlan& plan,
                      const LayerPlans& layers, int layer, const SequencePartition& partition, int rank) {

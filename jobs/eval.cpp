@@ -2,7 +2,6 @@
 
 #include <fmt/core.h>
 #include <omp.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -16,6 +15,7 @@
 #include "jobs/info.hpp"
 #include "jobs/log.hpp"
 #include "jobs/model_setup.hpp"
+#include "jobs/output_place.hpp"
 #include "jobs/recorder.hpp"
 #include "jobs/run_identity.hpp"
 #include "jobs/sample_service.hpp"
@@ -53,35 +53,6 @@ void choose_threads(const EvalOptions& options, Communicator& world, Log& log) {
 
 RunShape run_shape(const EvalOptions& options, const GridShape& shape, std::int64_t max_tokens) {
   return {shape, options.length, max_tokens, options.batch, options.kv_dtype};
-}
-
-MemoryRequest memory_request(const EvalOptions& options, const ModelConfig& config, const GridShape& shape,
-                             std::int64_t max_tokens) {
-  MemoryRequest request;
-  request.run = run_shape(options, shape, max_tokens);
-  request.weights_copied =
-      options.weights.random || (!options.weights_dtype.as_file && config.dtype != DType::kF32);
-  request.weight_element_bytes = static_cast<std::int64_t>(
-      size_of(options.weights_dtype.as_file ? config.dtype : options.weights_dtype.dtype));
-  return request;
-}
-
-void check_folder(const std::string& folder) {
-  if (!folder.empty() && std::filesystem::exists(folder) && !std::filesystem::is_directory(folder)) {
-    throw UsageError("--dump-selections {}: it is not a folder; name one that is there or can be made",
-                     folder);
-  }
-}
-
-// The journal is opened once its key is known, which may take a calibration: a place that cannot be written
-// is better known before.
-void check_writable(const std::string& trace) {
-  std::filesystem::path folder = std::filesystem::path(trace).parent_path();
-  if (folder.empty()) folder = ".";
-  if (::access(folder.c_str(), W_OK) != 0) {
-    throw ResourceError("{}: cannot write in its folder: {}; choose another --trace", trace,
-                        std::error_code(errno, std::generic_category()).message());
-  }
 }
 
 // The configuration that a journal to be resumed began with; empty where there is none. Rank 0 reads it for
@@ -201,11 +172,15 @@ void EvalRun::check() {
     max_tokens_ = options_.length + longest_output(options_, tasks_);
     model_.emplace(read_model_setup(options_.model, options_.rope, max_tokens_));
     attention_.emplace(set_up_attention(options_, model_->config, tasks_));
-    check_folder(options_.dump_selections);
+    check_dump_folder(options_.dump_selections);
     check_tensor_parallel(model_->config, shape_.tp);
-    if (!options_.weights.random) check_checkpoint(options_.model, model_->config);
-    const MemoryRequest memory = memory_request(options_, model_->config, shape_, max_tokens_);
-    check_memory(plan_memory(model_->config, memory, attention_->plan), session_.launch().local_size);
+    std::vector<DType> dtypes;  // of the files, which may differ from config.json's
+    if (!options_.weights.random) dtypes = check_checkpoint(options_.model, model_->config);
+    const MemoryRequest request{run_shape(options_, shape_, max_tokens_),
+                                kept_weights(options_, model_->config, dtypes)};
+    const MemoryPlan memory = plan_memory(model_->config, request, attention_->plan);
+    check_memory(memory, session_.launch().local_size);
+    log_->info("{}", memory_text(memory));
   });
 }
 

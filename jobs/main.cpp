@@ -15,6 +15,7 @@
 #include "jobs/eval.hpp"
 #include "jobs/info.hpp"
 #include "jobs/options.hpp"
+#include "jobs/plan/plan_command.hpp"
 #include "jobs/report.hpp"
 #include "jobs/select_command.hpp"
 #include "jobs/tasks_command.hpp"
@@ -151,6 +152,7 @@ int run_alone(const ParsedCommand& command) {
   }
   if (const auto* trace = std::get_if<TraceOptions>(&command)) return run_trace(*trace);
   if (const auto* report = std::get_if<ReportOptions>(&command)) return run_report(*report, stdout);
+  if (const auto* plan = std::get_if<PlanOptions>(&command)) return run_plan(*plan, stdout, stderr);
   if (const auto* tasks = std::get_if<TasksOptions>(&command)) return run_tasks(*tasks, stdout);
   return run_bench(std::get<BenchOptions>(command));
 }

@@ -28,6 +28,10 @@ struct ModelSetup {
 ModelSetup read_model_setup(const std::string& model_dir, const std::string& rope_option,
                             std::int64_t total_tokens);
 
+// Two checks of it.
+void check_positions(const EffectiveRope& rope, std::int64_t total_tokens);         // UsageError
+Tokenizer read_tokenizer(const std::string& model_dir, const ModelConfig& config);  // InputError
+
 ChatFamily chat_family_of(ModelFamily family);
 
 // Bytes that one rank of the grid will hold, as planned.
@@ -36,14 +40,25 @@ struct MemoryPlan {
   std::int64_t weights_mapped_whole = 0;  // the most that all ranks together can map
   std::int64_t weights_owned = 0;         // copies of its own: column slices, fp32 copies, drawn weights
   std::int64_t kv = 0;
+  std::int64_t kv_slot = 0;  // a slot of it, with its bounds
   std::int64_t workspace = 0;
 };
+// How the run will keep its weights; `file` holds the dtypes of the checkpoint, empty where they are drawn.
+struct KeptWeights {
+  std::vector<DType> dtypes;  // in the order of declare_tensors
+  bool copied = false;
+};
+KeptWeights kept_weights(const EvalOptions& options, const ModelConfig& config,
+                         const std::vector<DType>& file);
+
 struct MemoryRequest {
   RunShape run;
-  bool weights_copied = false;  // drawn, or widened to fp32
-  std::int64_t weight_element_bytes = 2;
+  KeptWeights weights;
 };
 MemoryPlan plan_memory(const ModelConfig& config, const MemoryRequest& request, const AttentionPlan& plan);
+
+// "memory a rank: weights 1.2 GiB, …", one line.
+std::string memory_text(const MemoryPlan& plan);
 
 // ResourceError when the ranks of this machine ask for more than it has available; names both, and what to
 // change.

@@ -13,16 +13,16 @@ namespace {
 
 constexpr std::size_t kMostBytes = 1u << 20;
 
-std::string read_text(const std::string& path) {
+std::string read_text(const std::string& path, std::string_view option) {
   std::ifstream stream(path, std::ios::binary);
   std::string text(kMostBytes + 1, '\0');
   stream.read(text.data(), static_cast<std::streamsize>(text.size()));
   if (!stream.is_open() || stream.bad() || (stream.gcount() == 0 && !stream.eof())) {
-    throw UsageError("--config: {}: cannot be read; name a TOML file", path);
+    throw UsageError("{}: {}: cannot be read; name a TOML file", option, path);
   }
   text.resize(static_cast<std::size_t>(stream.gcount()));
   if (text.size() > kMostBytes) {
-    throw UsageError("--config: {}: more than {} bytes; a configuration is far smaller", path, kMostBytes);
+    throw UsageError("{}: {}: more than {} bytes; a configuration is far smaller", option, path, kMostBytes);
   }
   return text;
 }
@@ -133,8 +133,9 @@ std::vector<std::string> words_of(const toml::node& node, OptionKind kind, const
 
 }  // namespace
 
-std::map<std::string, OptionValue> read_options_file(const std::string& path, const OptionSet& options) {
-  const std::string text = read_text(path);
+std::map<std::string, OptionValue> read_options_file(const std::string& path, const OptionSet& options,
+                                                     std::string_view option) {
+  const std::string text = read_text(path, option);
   toml::table table;
   try {
     table = toml::parse(text, path);

@@ -312,12 +312,17 @@ bool OptionSet::parse(const std::vector<std::string>& words) {
     const bool in_file = file_value != from_file.end();
     if (in_file && (!on_line || entry.kind == OptionKind::kSettings)) entry.apply(file_value->second);
     if (on_line) entry.apply({given[i], where});
+    if (on_line || in_file) given_.push_back(entry.name);
     if (entry.required && !on_line && !in_file) {
       throw UsageError("{}: missing; `tessera {}` needs it", entry.positional ? where : left_column(entry),
                        command_);
     }
   }
   return false;
+}
+
+bool OptionSet::was_given(std::string_view name) const {
+  return std::find(given_.begin(), given_.end(), name) != given_.end();
 }
 
 bool OptionSet::split_words(const std::vector<std::string>& words,

@@ -77,6 +77,8 @@ class OptionSet {
   // command line wins; settings are joined key by key). True: help was asked for and nothing was set.
   // UsageError.
   bool parse(const std::vector<std::string>& words);
+  // Whether the last parse found it, on the line or in the file.
+  bool was_given(std::string_view name) const;
 
   std::string help_text() const;
   const Entry* find(std::string_view name) const;
@@ -92,11 +94,13 @@ class OptionSet {
   std::string example_;
   std::string group_ = "Options";
   std::vector<Entry> entries_;
+  std::vector<std::string> given_;
 };
 
 // Values of a TOML file by option name, checked against the kinds that `options` declares. UsageError starts
-// with "FILE:LINE: KEY: ".
-std::map<std::string, OptionValue> read_options_file(const std::string& path, const OptionSet& options);
+// with "FILE:LINE: KEY: ", or with the option that named the file.
+std::map<std::string, OptionValue> read_options_file(const std::string& path, const OptionSet& options,
+                                                     std::string_view option = "--config");
 
 // Whole text or nothing: "12", "-3". Nothing when it is no number or out of the type's range.
 std::optional<std::int64_t> parse_integer(std::string_view text);

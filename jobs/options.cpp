@@ -7,6 +7,7 @@
 #include "attention/method.hpp"
 #include "jobs/attention_options.hpp"
 #include "jobs/option_set.hpp"
+#include "jobs/plan/plan_options.hpp"
 #include "jobs/tasks/task.hpp"
 #include "jobs/tasks_options.hpp"
 #include "jobs/trace_options.hpp"
@@ -104,23 +105,21 @@ void add_threads(OptionSet& set, int* threads) {
               "OMP_NUM_THREADS, else the rank's cores");
 }
 
-OptionSet eval_options(EvalOptions& o, std::string& config) {
-  OptionSet set(
-      "eval",
-      "Answers the samples of one or more tasks with a model and leaves their scores in a journal and an "
-      "HDF5 trace. Repeat the command to resume it; more --samples append; another number of ranks may "
-      "go on with it.",
-      "mpirun -np 2 tessera eval --model DIR --task ruler_niah --length 4096 --samples 20 --tp 2 "
-      "--trace out.h5");
+// What `eval` takes. `plan` takes the same, so that the command of a run to come only changes its first word;
+// plans: there, for types and devices that the backends do not have yet, and without a place to write to.
+void declare_eval(OptionSet& set, EvalOptions& o, std::string& config, bool plans) {
   set.group("Model");
   set.text("model", &o.model, "DIR", "Hugging Face directory: config.json, tokenizer.json, *.safetensors")
       .required = true;
   add_weights(set, &o.weights);
   add_rope(set, &o.rope);
-  add_dtype(set, "dtype", &o.dtype, {DType::kF32}, "arithmetic");
+  std::vector<DType> arithmetic{DType::kF32};
+  if (plans) arithmetic.insert(arithmetic.end(), {DType::kBF16, DType::kF16});
+  const std::string on_gpu = plans ? "; bf16 on a GPU" : "";
+  add_dtype(set, "dtype", &o.dtype, arithmetic, "arithmetic" + on_gpu);
   add_weights_dtype(set, &o.weights_dtype);
   add_dtype(set, "kv-dtype", &o.kv_dtype, {DType::kF32, DType::kBF16, DType::kF16},
-            "storage of keys and values");
+            "storage of keys and values" + on_gpu);
 
   set.group("Task");
   add_task_options(set, o);
@@ -140,24 +139,26 @@ OptionSet eval_options(EvalOptions& o, std::string& config) {
   add_attention_options(set, o);
 
   set.group("Ranks and devices (tp x sp x dp = number of ranks)");
-  set.integer("tp", &o.tp, 1, kMostRanks, "tensor-parallel ranks: heads and MLP are split");
-  set.integer("sp", &o.sp, 1, kMostRanks, "sequence-parallel ranks: the prompt is split");
+  const std::string any = plans ? "all that divide --ranks" : "";
+  set.integer("tp", &o.tp, 1, kMostRanks, "tensor-parallel ranks: heads and MLP are split", "N", any);
+  set.integer("sp", &o.sp, 1, kMostRanks, "sequence-parallel ranks: the prompt is split", "N", any);
   set.integer("dp", &o.dp, 1, kMostRanks, "replicas of the model: samples are split", "N",
               "ranks / (tp x sp)");
   set.integer("batch", &o.batch, 1, 4096, "sequences that a replica decodes together");
   set.custom("device", OptionKind::kText, "cpu|cuda", "cpu", "where to compute",
-             [&o](const OptionValue& value) {
+             [&o, plans](const OptionValue& value) {
                const std::string& word = value.words.front();
-               if (word == "cuda")
+               if (word == "cuda" && !plans)
                  throw UsageError("{}: eval on cuda is not there yet; use cpu", value.where);
-               if (word != "cpu") throw UsageError("{}: '{}' is not one of cpu, cuda", value.where, word);
-               o.device = DeviceKind::kCpu;
+               if (word != "cpu" && word != "cuda")
+                 throw UsageError("{}: '{}' is not one of cpu, cuda", value.where, word);
+               o.device = word == "cuda" ? DeviceKind::kCuda : DeviceKind::kCpu;
              });
   add_threads(set, &o.threads);
 
   set.group("Run");
   set.text("trace", &o.trace, "FILE.h5", "HDF5 trace to write; the journal is FILE.h5.journal").required =
-      true;
+      !plans;
   set.flag("fresh", &o.fresh, "discard the journal and trace that are there, and start anew");
   set.text("log-dir", &o.log_dir, "DIR", "also write one log a rank, DIR/tessera.RANK.log");
   set.duration("timeout", &o.timeout_s, "how long a rank waits for another before the job ends (exit 5)",
@@ -169,7 +170,36 @@ OptionSet eval_options(EvalOptions& o, std::string& config) {
   set.text("config", &config, "FILE.toml",
            "options from a TOML file, keys without dashes; the command line wins")
       .in_file = false;
+}
+
+OptionSet eval_options(EvalOptions& o, std::string& config) {
+  OptionSet set(
+      "eval",
+      "Answers the samples of one or more tasks with a model and leaves their scores in a journal and an "
+      "HDF5 trace. Repeat the command to resume it; more --samples append; another number of ranks may "
+      "go on with it.",
+      "mpirun -np 2 tessera eval --model DIR --task ruler_niah --length 4096 --samples 20 --tp 2 "
+      "--trace out.h5");
+  declare_eval(set, o, config, false);
   return set;
+}
+
+ParsedCommand parse_plan(const std::vector<std::string>& words) {
+  PlanOptions options;
+  std::string config;
+  OptionSet set(
+      "plan",
+      "Checks what `eval` would check before it starts and says what the run would take: memory a rank, "
+      "operations, bytes and time on every grid of ranks, the best first. Options are those of `eval`; "
+      "--task and --trace may be left out. Exit code 4 where no grid fits, with what would.",
+      "tessera plan --model DIR --weights random:1 --length 131072 --ranks 8 --machine h200");
+  options.eval.tp = options.eval.sp = 0;
+  add_plan_options(set, options);
+  declare_eval(set, options.eval, config, true);
+  if (set.parse(words)) return PrintText{set.help_text()};
+  split_settings(options.eval);
+  settle_plan_options(set, options);
+  return options;
 }
 
 OptionSet info_options(InfoOptions& o) {
@@ -273,6 +303,7 @@ struct CommandName {
 constexpr CommandName kCommands[] = {
     {"info", "the build and the machine"},
     {"eval", "run tasks on a model, with a journal and a trace"},
+    {"plan", "memory, operations, bytes and time of an eval to come, and what stands against it"},
     {"select", "run one method on queries and keys from a file"},
     {"tasks list", "the tasks, their scores and parameters"},
     {"tasks generate", "write the samples of tasks as JSON lines"},
@@ -382,6 +413,7 @@ ParsedCommand parse_command_line(int argc, const char* const* argv) {
     }
     return parsed;
   }
+  if (command == "plan") return parse_plan(words);
   if (command == "select") {
     SelectOptions options;
     ParsedCommand parsed = parse(select_options(options), options);

@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include "jobs/plan/machine.hpp"
 #include "jobs/tasks/task.hpp"
 #include "runtime/core/device.hpp"
 #include "runtime/core/dtype.hpp"
@@ -86,6 +87,14 @@ struct EvalOptions : TaskOptions {
   double max_time_s = 0;   // 0: no limit
 };
 
+// What `eval` would be asked (tp, sp, dp: 0 where not given; tasks and trace may be left out), and where.
+struct PlanOptions {
+  EvalOptions eval;
+  int ranks = 0;  // settled by settle_plan_options
+  MachineOptions machine;
+  std::string format = "text";  // text, markdown, csv or json
+};
+
 struct InfoOptions {
   bool json = false;
 };
@@ -150,7 +159,7 @@ struct PrintText {
 };
 
 using ParsedCommand = std::variant<PrintText, InfoOptions, EvalOptions, TraceOptions, ReportOptions,
-                                   BenchOptions, SelectOptions, TasksOptions>;
+                                   BenchOptions, SelectOptions, TasksOptions, PlanOptions>;
 
 // UsageError: one line that names the option (or FILE:LINE: KEY), both values, and what to do.
 ParsedCommand parse_command_line(int argc, const char* const* argv);

@@ -1,10 +1,11 @@
 #include "runtime/model/memory_needs.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 #include "attention/kept_tokens.hpp"
-#include "attention/needed_units.hpp"
 #include "parallel/partition.hpp"
+#include "runtime/model/exchange_needs.hpp"
 #include "runtime/model/tensor_plan.hpp"
 #include "runtime/model/transformer.hpp"
 
@@ -17,14 +18,11 @@ std::int64_t most_local_tokens(const SequencePartition& partition) {
   return most;
 }
 
-// Blocks 0 … last − 1 that the fullest rank holds of blocks first … last − 1.
+// Blocks first … last − 1 that the fullest rank holds.
 std::int64_t most_blocks(const SequencePartition& partition, std::int64_t first, std::int64_t last) {
   std::int64_t most = 0;
-  for (int rank = 0; rank < partition.ranks(); ++rank) {
-    std::int64_t blocks = 0;
-    for (std::int64_t block = first; block < last; ++block) blocks += partition.owner_of_block(block) == rank;
-    most = std::max(most, blocks);
-  }
+  for (int rank = 0; rank < partition.ranks(); ++rank)
+    most = std::max(most, owned_blocks(partition, rank, first, last));
   return most;
 }
 
@@ -49,20 +47,12 @@ std::int64_t kept_rows(const ModelConfig& config, const LayerPlans& layers, cons
 // Bytes that the fullest rank packs and receives in an exchange, a KV head.
 std::int64_t exchanged_bytes(const SequencePartition& partition, std::int64_t slot_bytes, std::int64_t window,
                              bool everything) {
-  std::vector<std::int64_t> sent(static_cast<std::size_t>(partition.ranks()), 0), received = sent;
-  for (int rank = 0; rank < partition.ranks(); ++rank) {
-    const UnitLists lists =
-        everything ? all_units(1, partition, rank) : dense_units(1, partition, rank, window);
-    for (std::size_t owner = 0; owner < lists.size(); ++owner) {
-      const std::int64_t bytes =
-          static_cast<std::int64_t>(lists[owner].size()) * slot_bytes * kPageTokens / kBlockTokens;
-      sent[owner] += bytes;
-      received[static_cast<std::size_t>(rank)] += bytes;
-    }
-  }
+  const LayerExchange exchange = layer_exchange(partition, window, ExchangeMode::kSelected);
+  const auto& received = everything ? exchange.full_pages : exchange.needed_pages;
+  const auto& sent = everything ? exchange.full_sent : exchange.needed_sent;
   std::int64_t most = 0;
   for (std::size_t rank = 0; rank < sent.size(); ++rank) most = std::max(most, sent[rank] + received[rank]);
-  return most;
+  return most * slot_bytes * kPageTokens / kBlockTokens;
 }
 
 }  // namespace
@@ -103,6 +93,72 @@ std::int64_t kv_slots_needed(const ModelConfig& config, const RunShape& run, con
   return run.batch * kept + passing + guests;
 }
 
+namespace {
+
+// Slots of one KV head of one sequence on one sp rank, in one layer.
+struct HeldSlots {
+  double after_prefill = 0;
+  double at_end = 0;
+};
+
+HeldSlots held_slots(const ModelConfig& config, const RunShape& run, const AttentionPlan& plan,
+                     const LayerPlans& layers, int layer, const SequencePartition& partition, int rank) {
+  const std::int64_t stored = std::max(run.prompt_tokens, run.max_tokens - 1);  // the last token is only told
+  const auto blocks_before = [](std::int64_t tokens) { return ceil_div(tokens, kBlockTokens); };
+  const auto owned = [&](std::int64_t first, std::int64_t last) {
+    return static_cast<double>(owned_blocks(partition, rank, first, last));
+  };
+  std::int64_t window = config.layer_window[static_cast<std::size_t>(layer)], sinks = 0;
+  if (layers.slides(layer)) {
+    window = plan.decode.whole("window");
+    sinks = plan.decode.whole("sinks");
+  }
+  const double prompt = owned(0, blocks_before(run.prompt_tokens));
+  if (layers.evicts(layer)) {
+    const double kept = static_cast<double>(
+        kept_rows(config, layers, plan, layer, run.prompt_tokens, run.prompt_tokens, config.kv_heads) /
+        config.kv_heads);
+    const double share = kept * prompt / static_cast<double>(blocks_before(run.prompt_tokens));
+    const double answer = static_cast<double>(stored - run.prompt_tokens) / run.grid.sp;
+    const auto slots = [](double rows) { return std::ceil(rows / kBlockTokens); };
+    return {slots(share), slots(share + answer)};
+  }
+  if (window == 0) return {prompt, owned(0, blocks_before(stored))};
+  // Blocks that lie wholly between the sinks and the window are given back.
+  const auto shown = [&](std::int64_t length) {
+    const std::int64_t first = std::max<std::int64_t>(0, length - window + 1) / kBlockTokens;
+    const std::int64_t sink_blocks = std::min(first, blocks_before(sinks));
+    return owned(0, sink_blocks) + owned(first, blocks_before(length));
+  };
+  return {shown(run.prompt_tokens), shown(stored)};
+}
+
+}  // namespace
+
+std::int64_t kv_slots_used(const ModelConfig& config, const RunShape& run, const AttentionPlan& plan) {
+  const HeadShare share = head_share(config, 0, run.grid.tp);
+  const LayerPlans layers(plan, config);
+  const SequencePartition partition(run.prompt_tokens, run.grid.sp);
+  const std::int64_t prompt_blocks = ceil_div(run.prompt_tokens, kBlockTokens);
+  ExchangeTable exchange(partition, plan.exchange);
+  double most = 0;
+  for (int rank = 0; rank < run.grid.sp; ++rank) {
+    const auto prompt = static_cast<double>(owned_blocks(partition, rank, 0, prompt_blocks));
+    double kept = 0, at_end = 0, in_prefill = 0;
+    for (int layer = 0; layer < config.layers; ++layer) {
+      const LayerExchange& fetched = exchange.of(config.layer_window[static_cast<std::size_t>(layer)]);
+      const auto guests = static_cast<double>(fetched.guest_blocks[static_cast<std::size_t>(rank)]);
+      const HeldSlots held = held_slots(config, run, plan, layers, layer, partition, rank);
+      in_prefill = std::max(in_prefill, kept + prompt + guests);
+      kept += held.after_prefill;
+      at_end += held.at_end;
+    }
+    // The last prompt comes while the others decode.
+    most = std::max({most, run.batch * at_end, (run.batch - 1) * at_end + in_prefill});
+  }
+  return std::llround(most) * share.kv_heads;
+}
+
 std::int64_t workspace_bytes_needed(const ModelConfig& config, const RunShape& run,
                                     const AttentionPlan& plan) {
   const HeadShare share = head_share(config, 0, run.grid.tp);
@@ -114,8 +170,8 @@ std::int64_t workspace_bytes_needed(const ModelConfig& config, const RunShape& r
   const std::int64_t chunks =
       chunk * (2 * config.hidden + 2 * config.mlp / run.grid.tp + 2 * share.kv_heads * config.head_dim);
   const std::int64_t ropes = config.family == ModelFamily::kGemma3 ? 2 : 1;
-  const std::int64_t logits = config.hidden + ceil_div(config.vocab, run.grid.tp);
-  std::int64_t floats = whole + chunks + ropes * run.max_tokens * config.head_dim + logits;
+  const std::int64_t logits = run.batch * (config.hidden + ceil_div(config.vocab, run.grid.tp));
+  std::int64_t activations = whole + chunks;
   bool selects = false, sparse = false;
   std::int64_t widest = -1;  // window of the layer whose dense exchange is the largest; 0: none is the widest
   for (int layer = 0; layer < config.layers; ++layer) {
@@ -124,8 +180,9 @@ std::int64_t workspace_bytes_needed(const ModelConfig& config, const RunShape& r
     const std::int64_t window = config.layer_window[static_cast<std::size_t>(layer)];
     if (widest != 0) widest = window == 0 ? 0 : std::max(widest, window);
   }
-  if (selects) floats += local * share.kv_heads * config.head_dim;
-  std::int64_t bytes = 4 * floats;
+  if (selects) activations += local * share.kv_heads * config.head_dim;
+  std::int64_t bytes = static_cast<std::int64_t>(size_of(run.dtype)) * activations +
+                       4 * (ropes * run.max_tokens * config.head_dim + logits);
   if (run.grid.sp > 1) {
     const std::int64_t slot_bytes =
         2 * kBlockTokens * config.head_dim * static_cast<std::int64_t>(size_of(run.kv_dtype));

@@ -16,11 +16,17 @@ struct RunShape {
   std::int64_t max_tokens = 0;  // of a sequence, output included
   int batch = 1;
   DType kv_dtype = DType::kF32;
+  DType dtype = DType::kF32;  // of activations; sums, rope tables and logits are fp32 in any case
 };
 
 // KV slots for `batch` sequences that decode and one prompt that passes through: in prefill a layer holds all
 // its keys until its decode method, or its window, has let go of what it does not keep.
 std::int64_t kv_slots_needed(const ModelConfig& config, const RunShape& run, const AttentionPlan& plan);
+
+// Slots that such a run fills at its highest on the rank that fills most, where every prompt has
+// prompt_tokens and every answer its most tokens: kv_slots_needed without its room for the worst case. What a
+// method keeps is taken to lie evenly over the ranks.
+std::int64_t kv_slots_used(const ModelConfig& config, const RunShape& run, const AttentionPlan& plan);
 
 // Scratch of a Transformer, as its meter counts it.
 std::int64_t workspace_bytes_needed(const ModelConfig& config, const RunShape& run,

@@ -48,18 +48,20 @@ class CheckpointIndex {
                      candidates(spec).front(), expected_shape(spec));
   }
 
-  // Tensors that nothing declares would be dropped silently and change results: refuse them.
-  void refuse_unknown(const std::vector<TensorSpec>& specs, const ModelConfig& config) const {
+  // Tensors that nothing declares would be dropped silently and change results: a line each.
+  std::vector<std::string> unknown(const std::vector<TensorSpec>& specs, const ModelConfig& config) const {
+    std::vector<std::string> lines;
     std::set<std::string> known;
     for (const TensorSpec& spec : specs) {
       for (std::string& name : candidates(spec)) known.insert(std::move(name));
     }
     for (const std::string& name : checkpoint_.names()) {
       if (known.contains(name) || is_ignorable(name, config)) continue;
-      throw InputError(
+      lines.push_back(fmt::format(
           "{}: {}: a {} model of {} layers has no such tensor; check config.json against the checkpoint",
-          model_dir_, name, config.model_type, config.layers);
+          model_dir_, name, config.model_type, config.layers));
     }
+    return lines;
   }
 
  private:
@@ -124,7 +126,10 @@ class Loader {
       }
       view.data = target;
     }
-    return options_.as_f32 && dtype != DType::kF32 ? widened(view) : view;
+    if (!options_.as_f32 || dtype == DType::kF32) return view;
+    const MatrixView wide = widened(view);
+    if (slice.columns() != spec.columns) weights_.owned.erase(weights_.owned.end() - 2);  // the narrow slice
+    return wide;
   }
 
   void count_mapped() {
@@ -286,14 +291,38 @@ std::vector<Checkpoint::Tensor> locate_tensors(const Checkpoint& checkpoint, con
     tensors.push_back(index.require(spec));
     tensors.back().file->dtype_of(*tensors.back().entry);
   }
-  index.refuse_unknown(specs, config);
+  const std::vector<std::string> unknown = index.unknown(specs, config);
+  if (!unknown.empty()) throw InputError("{}", unknown.front());
   return tensors;
 }
 
 }  // namespace
 
-void check_checkpoint(const std::string& model_dir, const ModelConfig& config) {
-  locate_tensors(Checkpoint::open(model_dir), model_dir, declare_tensors(config), config);
+std::vector<DType> check_checkpoint(const std::string& model_dir, const ModelConfig& config) {
+  const Checkpoint checkpoint = Checkpoint::open(model_dir);
+  std::vector<DType> dtypes;
+  for (const Checkpoint::Tensor& tensor :
+       locate_tensors(checkpoint, model_dir, declare_tensors(config), config)) {
+    dtypes.push_back(tensor.file->dtype_of(*tensor.entry));
+  }
+  return dtypes;
+}
+
+CheckpointReport inspect_checkpoint(const std::string& model_dir, const ModelConfig& config) {
+  const Checkpoint checkpoint = Checkpoint::open(model_dir);
+  const CheckpointIndex index(checkpoint, model_dir);
+  const std::vector<TensorSpec> specs = declare_tensors(config);
+  CheckpointReport report;
+  for (const TensorSpec& spec : specs) {
+    try {
+      const Checkpoint::Tensor tensor = index.require(spec);
+      report.dtypes.push_back(tensor.file->dtype_of(*tensor.entry));
+    } catch (const InputError& error) {
+      report.problems.emplace_back(error.what());
+    }
+  }
+  for (std::string& line : index.unknown(specs, config)) report.problems.push_back(std::move(line));
+  return report;
 }
 
 Weights load_weights(const std::string& model_dir, const ModelConfig& config, const LoadOptions& options,

@@ -57,8 +57,17 @@ struct LoadOptions {
 };
 
 // Opens the checkpoint and compares every declared tensor with it: presence, shape, dtype; InputError as
-// load_weights. Reads headers only.
-void check_checkpoint(const std::string& model_dir, const ModelConfig& config);
+// load_weights. Reads headers only. Returns the dtypes that the files hold, in the order of declare_tensors:
+// config.json may say another.
+std::vector<DType> check_checkpoint(const std::string& model_dir, const ModelConfig& config);
+
+// The same, but every tensor that does not match is told, a line each. Dtypes are complete where there are no
+// problems. InputError only where the checkpoint cannot be opened.
+struct CheckpointReport {
+  std::vector<DType> dtypes;
+  std::vector<std::string> problems;
+};
+CheckpointReport inspect_checkpoint(const std::string& model_dir, const ModelConfig& config);
 
 // Collective over tp. InputError names the tensor with both shapes when the checkpoint does not match the
 // configuration; nothing is read before all shapes were checked.

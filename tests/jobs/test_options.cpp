@@ -300,7 +300,7 @@ TEST_CASE("bad command lines are refused in one line that names the option and t
   const std::vector<Case> cases = {
       {"", {"no command", "eval"}},
       {"evla", {"'evla'", "did you mean eval?"}},
-      {"frobnicate", {"'frobnicate'", "info, eval, select, tasks, trace, report, bench"}},
+      {"frobnicate", {"'frobnicate'", "info, eval, plan, select, tasks, trace, report, bench"}},
       {"--model m", {"'--model'", "unknown command"}},
       {"trace", {"trace", "check, rebuild, export, merge", "nothing"}},
       {"trace chek", {"'chek'", "check"}},

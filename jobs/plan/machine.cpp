@@ -1,0 +1,104 @@
+#include "jobs/plan/machine.hpp"
+
+#include <algorithm>
+#include <array>
+
+#include <fmt/format.h>
+
+#include "runtime/core/error.hpp"
+
+namespace tessera {
+namespace {
+
+constexpr double kGiga = 1e9, kTera = 1e12, kMicro = 1e-6;
+
+struct BuiltIn {
+  const char* name;
+  double memory, flops, attention_flops, bandwidth, link_bandwidth;
+};
+
+// h200: DESIGN.md section 8: bf16 GEMM sustained on 72B shapes 671 TFLOP/s; causal prefill at 128K 561
+// TFLOP/s (cuDNN); read-only copy 4.47 TB/s; link from its all-gather over NVLink, 3/4 of 42.9/2 GB in 43 ms.
+// Memory is the nominal one, in powers of ten: some 6 % less than the device shows, for the context of CUDA.
+// h100: not measured there. The same compute die, so the same rates; memory 80 GB, whose nominal 3.35 TB/s
+// are taken to sustain the same share as the 4.8 TB/s of the H200.
+constexpr std::array kBuiltIn = {
+    BuiltIn{"h200", 141e9, 671e12, 561e12, 4.47e12, 375e9},
+    BuiltIn{"h100", 80e9, 671e12, 561e12, 4.47e12 * 3.35 / 4.8, 375e9},
+};
+
+void add_rate(OptionSet& set, const char* name, std::optional<double>* target, const char* unit, double scale,
+              const char* help) {
+  set.custom(name, OptionKind::kReal, unit, "of --machine", help, [=](const OptionValue& value) {
+    const std::optional<double> number = parse_real(value.words.front());
+    if (!number || *number <= 0 || *number > 1e12) {
+      throw UsageError("{}: '{}' is not a number above 0, in {}", value.where, value.words.front(), unit);
+    }
+    *target = *number * scale;
+  });
+}
+
+void replace(const MachineOptions& options, Machine& machine) {
+  const auto set = [](const std::optional<double>& value, double& target) {
+    target = value.value_or(target);
+  };
+  set(options.memory, machine.memory);
+  set(options.flops, machine.flops);
+  set(options.attention_flops, machine.attention_flops);
+  set(options.bandwidth, machine.bandwidth);
+  set(options.link_bandwidth, machine.link_bandwidth);
+  set(options.link_latency, machine.link_latency);
+}
+
+}  // namespace
+
+void add_machine_rates(OptionSet& set, MachineOptions& o) {
+  add_rate(set, "device-memory", &o.memory, "GB", kGiga, "memory that a rank may take, in 10^9 bytes");
+  add_rate(set, "flops", &o.flops, "TFLOP/s", kTera, "matrix products of a rank, sustained");
+  add_rate(set, "attention-flops", &o.attention_flops, "TFLOP/s", kTera,
+           "prefill attention of a rank, sustained; else as --flops");
+  add_rate(set, "bandwidth", &o.bandwidth, "GB/s", kGiga, "reads of a rank from its memory");
+  add_rate(set, "link-bandwidth", &o.link_bandwidth, "GB/s", kGiga,
+           "what a rank receives from all others together");
+  add_rate(set, "link-latency", &o.link_latency, "US", kMicro,
+           "microseconds that a collective takes beside its bytes; none are counted without it");
+}
+
+std::vector<std::string> machine_names() {
+  std::vector<std::string> names{"cpu"};
+  for (const BuiltIn& row : kBuiltIn) names.emplace_back(row.name);
+  return names;
+}
+
+bool is_gpu(const std::string& machine) {
+  return std::any_of(kBuiltIn.begin(), kBuiltIn.end(),
+                     [&](const BuiltIn& row) { return row.name == machine; });
+}
+
+Machine make_machine(const MachineOptions& options) {
+  Machine machine;
+  if (options.machine.ends_with(".toml")) {
+    machine.name = options.machine;
+    MachineOptions from_file;
+    OptionSet keys("plan --machine", "", "");
+    add_machine_rates(keys, from_file);
+    for (const auto& [name, value] : read_options_file(options.machine, keys, "--machine"))
+      keys.find(name)->apply(value);
+    replace(from_file, machine);
+  } else if (is_gpu(options.machine)) {
+    const BuiltIn& row = *std::find_if(kBuiltIn.begin(), kBuiltIn.end(), [&](const BuiltIn& candidate) {
+      return candidate.name == options.machine;
+    });
+    machine = {row.name, row.memory, row.flops, row.attention_flops, row.bandwidth, row.link_bandwidth};
+  } else if (!options.machine.empty() && options.machine != "cpu") {
+    const std::vector<std::string> names = machine_names();
+    throw UsageError("--machine: '{}' is not known{}", options.machine,
+                     suggestion(options.machine, names, "",
+                                fmt::format("; use one of {}, or FILE.toml", fmt::join(names, ", "))));
+  }
+  replace(options, machine);
+  if (machine.attention_flops == 0) machine.attention_flops = machine.flops;
+  return machine;
+}
+
+}  // namespace tessera

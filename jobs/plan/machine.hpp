@@ -1,0 +1,42 @@
+// What one rank may count on: memory and rates of its device, and its link to the other ranks.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "jobs/option_set.hpp"
+
+namespace tessera {
+
+// 0: not known, and nothing is derived from it.
+struct Machine {
+  std::string name = "cpu";
+  double memory = 0;           // bytes a rank may take, or (memory_is_shared) all ranks together
+  double flops = 0;            // FLOP/s sustained in matrix products
+  double attention_flops = 0;  // FLOP/s sustained in prefill attention
+  double bandwidth = 0;        // bytes/s read from memory
+  double link_bandwidth = 0;   // bytes/s that a rank receives from others, all of them together
+  double link_latency = 0;     // seconds a collective takes beside its bytes
+
+  bool memory_is_shared = false;  // all ranks on this host, which share the mapped pages of a checkpoint
+  bool decodes_by_heads = false;  // keys and values are resharded for decoding (DESIGN.md section 2); the CPU
+                                  // backend decodes on the grid of the prefill
+  bool has_rates() const { return flops > 0 && bandwidth > 0; }
+};
+
+// As options or a TOML file give them, in the units of their help.
+struct MachineOptions {
+  std::string machine;  // a name or FILE.toml; empty: by the device
+  std::optional<double> memory, flops, attention_flops, bandwidth, link_bandwidth, link_latency;
+};
+
+// --device-memory, --flops, … ; a file has the same keys.
+void add_machine_rates(OptionSet& set, MachineOptions& options);
+std::vector<std::string> machine_names();
+bool is_gpu(const std::string& machine);  // a built-in one
+
+// The built-in machine, or the file, with what the options say in its place. UsageError.
+Machine make_machine(const MachineOptions& options);
+
+}  // namespace tessera

@@ -27,12 +27,16 @@ constexpr std::array kBuiltIn = {
     BuiltIn{"h100", 80e9, 671e12, 561e12, 4.47e12 * 3.35 / 4.8, 375e9},
 };
 
+// Above any machine, below what somebody gives who means FLOP/s or bytes.
+constexpr double kMost = 1e6;
+
 void add_rate(OptionSet& set, const char* name, std::optional<double>* target, const char* unit, double scale,
               const char* help) {
   set.custom(name, OptionKind::kReal, unit, "of --machine", help, [=](const OptionValue& value) {
     const std::optional<double> number = parse_real(value.words.front());
-    if (!number || *number <= 0 || *number > 1e12) {
-      throw UsageError("{}: '{}' is not a number above 0, in {}", value.where, value.words.front(), unit);
+    if (!number || *number <= 0 || *number > kMost) {
+      throw UsageError("{}: '{}' is not a number above 0 and at most {:.0f}, in {}", value.where,
+                       value.words.front(), kMost, unit);
     }
     *target = *number * scale;
   });

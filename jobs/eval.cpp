@@ -26,6 +26,7 @@
 #include "parallel/agreement.hpp"
 #include "parallel/watchdog.hpp"
 #include "runtime/core/host.hpp"
+#include "runtime/model/checkpoint_tensors.hpp"
 #include "runtime/model/engine.hpp"
 #include "runtime/model/memory_needs.hpp"
 

@@ -29,6 +29,7 @@
 #include "runtime/model/checkpoint_tensors.hpp"
 #include "runtime/model/engine.hpp"
 #include "runtime/model/memory_needs.hpp"
+#include "runtime/model/transformer.hpp"
 
 namespace tessera {
 namespace {
@@ -340,7 +341,7 @@ std::unique_ptr<SampleService> EvalRun::start_service() {
 void EvalRun::work_on_requests() {
   Replica replica(*model_, attention_->plan, run_shape(options_, shape_, max_tokens_), weights_, grid_,
                   meter_);
-  Engine engine(replica.transformer, replica.cache, grid_, meter_, {options_.batch, model_->config.eos_ids});
+  Engine engine(replica.transformer, grid_, meter_, {options_.batch, model_->config.eos_ids});
 
   std::optional<SelectionDump> dump;
   if (!options_.dump_selections.empty() && grid_.place.dp == 0) {

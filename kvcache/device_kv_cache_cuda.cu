@@ -241,9 +241,9 @@ void DeviceKvCache::evict(int sequence, int layer, const KeptTokens& kept) {
 
 void DeviceKvCache::upload_rows(int sequence, int layer) {
   const std::span<const std::int64_t> rows = tables_.rows(sequence, layer);
-  std::int64_t* target =
-      const_cast<std::int64_t*>(this->rows(layer)) + std::int64_t{sequence} * tables_.shape().kv_heads;
-  copy_to_device(target, rows.data(), rows.size_bytes(), stream_);  // not pinned: copied before it returns
+  const std::int64_t first = (std::int64_t{layer} * sequences_ + sequence) * tables_.shape().kv_heads;
+  // Not pinned: copied before the call returns.
+  copy_to_device(rows_.as<std::int64_t>() + first, rows.data(), rows.size_bytes(), stream_);
 }
 
 void DeviceKvCache::begin_step(const std::int32_t* handles, int sequences) {

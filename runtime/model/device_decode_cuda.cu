@@ -95,7 +95,7 @@ void DeviceModel::enqueue_step(int count, DeviceClock* clock) {
   mark(clock, Phase::kDecode, -1, Operation::kEmbed);
   embed(count, tokens, step_.hidden);
   cache_->begin_step(handles, count);
-  for (const PlanGroup& group : plan_groups_) plan_group(group, count);
+  for (PlanGroup& group : plan_groups_) plan_group(group, count);
   mark(clock, Phase::kDecode, 0, Operation::kQkv);
   norm(count, step_.hidden, weights_.layers.front().input_norm, step_.normed);
   for (int layer = 0; layer < config_.layers; ++layer) {
@@ -153,12 +153,12 @@ DecodeReach DeviceModel::reach_of(const PlanGroup& group, int layer) const {
 }
 
 // Before the lists of pages are there: their lengths are known from the positions.
-void DeviceModel::plan_group(const PlanGroup& group, int count) {
+void DeviceModel::plan_group(PlanGroup& group, int count) {
   DecodePlanParams p;
   p.problem = problem_of(count, group.lists);
   p.config = choose_decode_config(p.problem, multiprocessors_);
   p.reach = reach_of(group, group.layer);
-  p.plan = const_cast<std::byte*>(group.plan.data());
+  p.plan = group.plan.data();
   p.overlaps_previous = true;
   p.stream = stream_;
   plan_decode(p);

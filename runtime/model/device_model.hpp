@@ -171,7 +171,7 @@ class DeviceModel final : public LanguageModel {
   void enqueue_step(int count, DeviceClock* clock);
   DecodeProblem problem_of(int count, int lists) const;
   DecodeReach reach_of(const PlanGroup& group, int layer) const;
-  void plan_group(const PlanGroup& group, int count);
+  void plan_group(PlanGroup& group, int count);
   static bool is_settled(int layer);
   void select_pages(int layer, int count, DeviceClock* clock);
   void attend_step(int layer, int count);

@@ -408,6 +408,11 @@ TEST_CASE("the engine runs it: texts, counts, times and memory") {
       CHECK(rank.peak_kv > 0);
       CHECK(rank.peak_workspace > 0);
     }
+    const DeviceNeeds needs =
+        device_bytes_needed(config, {{1, 1, 1}, kPrompt, kTotal, batch, config.dtype}, {});
+    CHECK(gpu.meter.peak(MemoryKind::kWeights) <= needs.weights);
+    CHECK(gpu.meter.peak(MemoryKind::kKv) == needs.kv);
+    CHECK(gpu.meter.peak(MemoryKind::kWorkspace) <= needs.workspace);
   }
 }
 

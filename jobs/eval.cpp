@@ -216,8 +216,6 @@ void EvalRun::check() {
 }
 
 void EvalRun::check_gpu_run() {
-  check_device_run(model_->config, attention_->plan, run_shape(options_, shape_, max_tokens_),
-                   machine_share());
   if (!options_.dump_selections.empty() || !options_.diagnose.empty()) {
     throw UsageError(
         "--dump-selections and --diagnose look into the attention of the CPU backend; use --device cpu");
@@ -230,6 +228,8 @@ void EvalRun::check_gpu_run() {
         "leave both out",
         name_of(dtype));
   }
+  check_device_run(model_->config, attention_->plan, run_shape(options_, shape_, max_tokens_),
+                   machine_share());
   options_.kv_dtype = dtype;
 }
 

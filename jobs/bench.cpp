@@ -21,6 +21,7 @@
 #include "runtime/core/random.hpp"
 #include "runtime/model/engine.hpp"
 #include "runtime/model/memory_needs.hpp"
+#include "runtime/model/transformer.hpp"
 
 namespace tessera {
 namespace {

@@ -26,8 +26,11 @@
 #include "parallel/agreement.hpp"
 #include "parallel/watchdog.hpp"
 #include "runtime/core/host.hpp"
+#include "runtime/model/checkpoint_tensors.hpp"
+#include "runtime/model/device_replica.hpp"
 #include "runtime/model/engine.hpp"
 #include "runtime/model/memory_needs.hpp"
+#include "runtime/model/transformer.hpp"
 
 namespace tessera {
 namespace {
@@ -98,7 +101,8 @@ class EvalRun {
   ExitCode run();
 
  private:
-  void check();           // options, files and memory, before anything is written
+  void check();  // options, files and memory, before anything is written
+  void check_gpu_run();
   void settle_budgets();  // those that only the journal or the model can tell
   void calibrate_budgets();
   TaskContext task_context() const;
@@ -113,6 +117,9 @@ class EvalRun {
   std::unique_ptr<SampleService> start_service();
 
   bool is_first_rank() const { return world_->rank() == 0; }
+  bool on_gpu() const { return options_.device == DeviceKind::kCuda; }
+  MachineShare machine_share() const { return {session_.launch().local_rank, session_.launch().local_size}; }
+  std::int64_t weight_bytes() const { return device_ ? device_->weight_bytes() : weights_.bytes; }
 
   EvalOptions options_;  // completed by the file of --samples-from
   MpiSession& session_;
@@ -132,7 +139,8 @@ class EvalRun {
   std::int64_t left_ = 0;                // samples to do, on every rank
   Grid grid_;
   MemoryMeter meter_;
-  Weights weights_;
+  Weights weights_;                        // on the CPU
+  std::unique_ptr<DeviceReplica> device_;  // on a GPU
   bool loaded_ = false;
   std::unique_ptr<MessageChannel> channel_;
 };
@@ -162,9 +170,6 @@ bool EvalRun::stop_requested() const {
 
 void EvalRun::check() {
   run_agreed(*world_, [&] {
-    if (options_.device == DeviceKind::kCuda) {
-      throw UsageError("--device cuda: models do not run on the CUDA backend yet; use --device cpu");
-    }
     shape_ = solve_grid(options_.tp, options_.sp, options_.dp, world_->size());
     log_.emplace(world_->rank(), host_name(), options_.log_dir);
     task_set_ = TaskSet::open(options_);
@@ -176,12 +181,31 @@ void EvalRun::check() {
     check_tensor_parallel(model_->config, shape_.tp);
     std::vector<DType> dtypes;  // of the files, which may differ from config.json's
     if (!options_.weights.random) dtypes = check_checkpoint(options_.model, model_->config);
+    if (on_gpu()) return check_gpu_run();
     const MemoryRequest request{run_shape(options_, shape_, max_tokens_),
                                 kept_weights(options_, model_->config, dtypes)};
     const MemoryPlan memory = plan_memory(model_->config, request, attention_->plan);
     check_memory(memory, session_.launch().local_size);
     log_->info("{}", memory_text(memory));
   });
+}
+
+void EvalRun::check_gpu_run() {
+  if (!options_.dump_selections.empty() || !options_.diagnose.empty()) {
+    throw UsageError(
+        "--dump-selections and --diagnose look into the attention of the CPU backend; use --device cpu");
+  }
+  const DType dtype = model_->config.dtype;
+  if (!options_.weights_dtype.as_file || (options_.kv_dtype != DType::kF32 && options_.kv_dtype != dtype)) {
+    throw UsageError(
+        "--weights-dtype and --kv-dtype: with --device cuda weights, keys and values have the model's dtype, "
+        "{}; "
+        "leave both out",
+        name_of(dtype));
+  }
+  check_device_run(model_->config, attention_->plan, run_shape(options_, shape_, max_tokens_),
+                   machine_share());
+  options_.kv_dtype = dtype;
 }
 
 void EvalRun::settle_budgets() {
@@ -265,21 +289,27 @@ void EvalRun::load() {
   loaded_ = true;
   grid_ = make_grid(session_, shape_);
   const auto load_started = HostClock::now();
-  LoadOptions load;
-  if (options_.weights.random) load.random_seed = options_.weights.seed;
-  load.as_f32 = !options_.weights_dtype.as_file;
-  weights_ = load_weights(options_.model, model_->config, load, *grid_.tp, meter_);
-  log_->info("weights of {} bytes in {:.2f} s", weights_.bytes, seconds_since(load_started));
+  std::optional<std::uint64_t> seed;
+  if (options_.weights.random) seed = options_.weights.seed;
+  if (on_gpu()) {
+    device_ = load_device_replica(model_->config, {options_.model, seed, machine_share()}, meter_);
+  } else {
+    LoadOptions load;
+    load.random_seed = seed;
+    load.as_f32 = !options_.weights_dtype.as_file;
+    weights_ = load_weights(options_.model, model_->config, load, *grid_.tp, meter_);
+  }
+  log_->info("weights of {} bytes in {:.2f} s", weight_bytes(), seconds_since(load_started));
 }
 
 void EvalRun::begin() {
-  std::int64_t weight_bytes = weights_.bytes;
-  grid_.tp->all_reduce_sum(&weight_bytes, 1);
+  std::int64_t bytes = weight_bytes();
+  grid_.tp->all_reduce_sum(&bytes, 1);
   std::vector<AttemptRank> attempt = gather_attempt(options_, session_, grid_, command_line_);
   run_agreed(*world_, [&] {
     if (!is_first_rank()) return;
     if (!options_.dump_selections.empty()) make_dump_folder(options_.dump_selections);
-    recorder_->begin(std::move(attempt), std::move(samples_), weight_bytes);
+    recorder_->begin(std::move(attempt), std::move(samples_), bytes);
   });
 }
 
@@ -312,19 +342,25 @@ std::unique_ptr<SampleService> EvalRun::start_service() {
 
 // This replica's work.
 void EvalRun::work_on_requests() {
-  Replica replica(*model_, attention_->plan, run_shape(options_, shape_, max_tokens_), weights_, grid_,
-                  meter_);
-  Engine engine(replica.transformer, replica.cache, grid_, meter_, {options_.batch, model_->config.eos_ids});
-
+  const RunShape run = run_shape(options_, shape_, max_tokens_);
+  std::optional<Replica> on_cpu;
+  std::unique_ptr<LanguageModel> on_device;
   std::optional<SelectionDump> dump;
-  if (!options_.dump_selections.empty() && grid_.place.dp == 0) {
-    dump.emplace(options_.dump_selections, model_->config, attention_->plan, grid_);
-    replica.transformer.set_selection_listener(&*dump);
+  if (device_) {
+    on_device = device_->make_model(model_->rope.rope, attention_->plan, run);
+  } else {
+    on_cpu.emplace(*model_, attention_->plan, run, weights_, grid_, meter_);
+    if (!options_.dump_selections.empty() && grid_.place.dp == 0) {
+      dump.emplace(options_.dump_selections, model_->config, attention_->plan, grid_);
+      on_cpu->transformer.set_selection_listener(&*dump);
+    }
   }
+  LanguageModel& model = device_ ? *on_device : on_cpu->transformer;
+  Engine engine(model, grid_, meter_, {options_.batch, model_->config.eos_ids});
 
   Watchdog watchdog(std::chrono::milliseconds(static_cast<std::int64_t>(options_.timeout_s * 1000)),
                     world_->rank(), host_name());
-  replica.transformer.set_listener([&watchdog](Phase, int layer, Operation operation) {
+  model.set_listener([&watchdog](Phase, int layer, Operation operation) {
     const bool waits = operation == Operation::kExchange || operation == Operation::kCollective ||
                        operation == Operation::kEstimate || operation == Operation::kSelect;
     watchdog.beat(name_of(operation), layer, waits);

@@ -6,7 +6,6 @@
 #include "jobs/host_memory.hpp"
 #include "kvcache/kv_cache.hpp"
 #include "runtime/core/error.hpp"
-#include "runtime/model/engine.hpp"
 
 namespace tessera {
 

@@ -17,6 +17,10 @@
 namespace tessera {
 namespace {
 
+// The switch of --device cuda: on once the tests of the model on a GPU (tests/model/cuda_model.cu) have
+// passed on one. All behind it is in place.
+constexpr bool kEvalRunsOnCuda = false;
+
 // Far above any machine, far below what would overflow products of two.
 constexpr int kMostRanks = 1 << 16;
 
@@ -148,7 +152,7 @@ void declare_eval(OptionSet& set, EvalOptions& o, std::string& config, bool plan
   set.custom("device", OptionKind::kText, "cpu|cuda", "cpu", "where to compute",
              [&o, plans](const OptionValue& value) {
                const std::string& word = value.words.front();
-               if (word == "cuda" && !plans)
+               if (word == "cuda" && !plans && !kEvalRunsOnCuda)
                  throw UsageError("{}: eval on cuda is not there yet; use cpu", value.where);
                if (word != "cpu" && word != "cuda")
                  throw UsageError("{}: '{}' is not one of cpu, cuda", value.where, word);

@@ -1,13 +1,13 @@
-// What the cache keeps of one sequence. For the sources of this folder only.
+// What the tables keep of one sequence. For the sources of this folder only.
 #pragma once
 
 #include <algorithm>
 
-#include "kvcache/kv_cache.hpp"
+#include "kvcache/block_tables.hpp"
 
 namespace tessera {
 
-struct KvCache::Sequence {
+struct BlockTables::Sequence {
   struct Guest {
     int kv_head;
     std::int64_t block;
@@ -37,12 +37,21 @@ struct KvCache::Sequence {
   std::vector<std::int32_t> guest_table;  // (K, stride) of guest_layer
   std::vector<Guest> guests;
   std::vector<std::int32_t> joint_table;  // (K, stride) of the last joint_view
+  LayerRange changed;                     // first = last: none
 
   std::int32_t* table(int layer) {
     return tables.data() + static_cast<std::size_t>(layer) * guest_table.size();
   }
   // The blocks of one head.
   std::int32_t* table(int layer, int kv_head) { return table(layer) + kv_head * stride; }
+  const std::int32_t* table(int layer) const {
+    return tables.data() + static_cast<std::size_t>(layer) * guest_table.size();
+  }
+  void note_change(int layer) {
+    changed = changed.first == changed.last
+                  ? LayerRange{layer, layer + 1}
+                  : LayerRange{std::min(changed.first, layer), std::max(changed.last, layer + 1)};
+  }
   Layer& layer_at(int layer) { return layers[static_cast<std::size_t>(layer)]; }
   const Layer& layer_at(int layer) const { return layers[static_cast<std::size_t>(layer)]; }
   std::int64_t& rows(int layer, int kv_head) {  // of a packed layer

@@ -12,7 +12,7 @@
 #include "jobs/run_identity.hpp"
 #include "jobs/tasks/task_set.hpp"
 #include "jobs/tasks_options.hpp"
-#include "runtime/model/weights.hpp"
+#include "runtime/model/checkpoint_tensors.hpp"
 
 namespace tessera {
 namespace {

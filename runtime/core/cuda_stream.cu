@@ -105,6 +105,11 @@ void CudaEvent::record(StreamView stream) {
   CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(native_), cuda::native(stream)));
 }
 
+void CudaEvent::record_in_graph(StreamView stream) {
+  CUDA_CHECK(cudaEventRecordWithFlags(static_cast<cudaEvent_t>(native_), cuda::native(stream),
+                                      cudaEventRecordExternal));
+}
+
 void CudaEvent::hold(StreamView stream) const {
   CUDA_CHECK(cudaStreamWaitEvent(cuda::native(stream), static_cast<cudaEvent_t>(native_), 0));
 }

@@ -54,6 +54,8 @@ class CudaEvent {
   CudaEvent& operator=(const CudaEvent&) = delete;
 
   void record(StreamView stream);
+  // While the stream is captured: a node of the graph, so that each replay records the event anew.
+  void record_in_graph(StreamView stream);
   void hold(StreamView stream) const;  // later work of the stream waits for what was recorded
   bool done() const;                   // true, too, where nothing was recorded
   void synchronize() const;            // blocks the calling thread

@@ -44,12 +44,11 @@ struct Engine::Command {
   bool diagnose = false;
 };
 
-Engine::Engine(Transformer& transformer, KvCache& cache, Grid& grid, const MemoryMeter& meter,
-               EngineOptions options)
-    : transformer_(transformer), cache_(cache), grid_(grid), meter_(meter), options_(std::move(options)) {}
+Engine::Engine(LanguageModel& model, Grid& grid, const MemoryMeter& meter, EngineOptions options)
+    : model_(model), grid_(grid), meter_(meter), options_(std::move(options)) {}
 
 Engine::~Engine() {
-  for (const auto& active : active_) cache_.remove_sequence(active->sequence);
+  for (const auto& active : active_) model_.remove_sequence(active->sequence);
 }
 
 bool Engine::run(RequestSource* source) {
@@ -110,21 +109,21 @@ void Engine::admit(const Command& command, RequestSource* source) {
   }
   grid_.group->broadcast(tokens.data(), tokens.size() * sizeof(std::int32_t), 0);
 
-  active->sequence = cache_.add_sequence(command.length + command.max_output);
+  active->sequence = model_.add_sequence(command.length + command.max_output);
   active_.push_back(std::move(active));  // from here its blocks are given back whatever happens
   Active& current = *active_.back();
   std::vector<float> logits;
   std::vector<std::int32_t> first;
   const std::int64_t last_position = command.length - 1;
-  transformer_.times().clear();
+  model_.times().clear();
   const auto prefill_at = HostClock::now();
   PrefillRequest request{current.sequence, &current.partition, tokens, {&last_position, 1}};
   if (current.diagnose) request.diagnosis = &current.diagnosis;
-  transformer_.prefill(request, logits);
-  transformer_.greedy_tokens(first);
-  current.times = transformer_.times();
-  current.exchange = transformer_.exchange_counts();
-  current.attention = transformer_.attention_counts();
+  model_.prefill(request, logits);
+  model_.greedy_tokens(first);
+  current.times = model_.times();
+  current.exchange = model_.exchange_counts();
+  current.attention = model_.attention_counts();
   current.first_token_at = HostClock::now();
   current.completion.prefill_s = seconds_since(prefill_at);
   current.completion.first_token_s = seconds_since(admitted_at);
@@ -151,13 +150,13 @@ void Engine::step(RequestSource* source) {
 
   std::vector<float> logits;
   std::vector<std::int32_t> next;
-  transformer_.times().clear();
-  transformer_.decode(rows, logits);
-  transformer_.greedy_tokens(next);
+  model_.times().clear();
+  model_.decode(rows, logits);
+  model_.greedy_tokens(next);
   const double share = 1.0 / static_cast<double>(active_.size());
   for (std::size_t i = 0; i < active_.size(); ++i) {
     Active& active = *active_[i];
-    active.times.add_scaled(transformer_.times(), share);
+    active.times.add_scaled(model_.times(), share);
     active.completion.decode_positions.push_back(active.position);
     active.completion.weight_passes += share;
     ++active.position;
@@ -191,7 +190,7 @@ void Engine::complete_finished(RequestSource* source) {
     ByteWriter writer;
     pack_report(writer, report(active));
     const auto reports = grid_.group->gather(writer.take(), 0);
-    cache_.remove_sequence(active.sequence);
+    model_.remove_sequence(active.sequence);
     if (grid_.is_group_leader()) {
       for (const auto& bytes : reports) {
         ByteReader reader(bytes);
@@ -214,8 +213,7 @@ RankReport Engine::report(const Active& active) const {
   r.sp = grid_.place.sp;
   r.peak_total = meter_.peak_total();
   r.peak_weights = meter_.peak(MemoryKind::kWeights);
-  r.peak_kv = cache_.peak_used_slots() *
-              static_cast<std::int64_t>(cache_.shape().slot_bytes() + cache_.shape().bounds_bytes());
+  r.peak_kv = model_.peak_kv_bytes();
   r.peak_workspace = meter_.peak(MemoryKind::kWorkspace);
   r.peak_resident = peak_resident_bytes();
   return r;

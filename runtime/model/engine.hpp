@@ -10,8 +10,9 @@
 #include <vector>
 
 #include "parallel/grid.hpp"
+#include "runtime/core/memory.hpp"
 #include "runtime/model/completion.hpp"
-#include "runtime/model/transformer.hpp"
+#include "runtime/model/language_model.hpp"
 
 namespace tessera {
 
@@ -31,8 +32,7 @@ struct EngineOptions {
 
 class Engine {
  public:
-  Engine(Transformer& transformer, KvCache& cache, Grid& grid, const MemoryMeter& meter,
-         EngineOptions options);
+  Engine(LanguageModel& model, Grid& grid, const MemoryMeter& meter, EngineOptions options);
   ~Engine();
 
   // Until the source is dry or asks to stop; true when it ran dry. `source` is read on the leader and may be
@@ -50,8 +50,7 @@ class Engine {
   void complete_finished(RequestSource* source);
   RankReport report(const Active& active) const;
 
-  Transformer& transformer_;
-  KvCache& cache_;
+  LanguageModel& model_;
   Grid& grid_;
   const MemoryMeter& meter_;
   EngineOptions options_;

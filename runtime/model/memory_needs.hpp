@@ -36,4 +36,13 @@ std::int64_t workspace_bytes_needed(const ModelConfig& config, const RunShape& r
 std::int64_t selection_bytes_needed(const ModelConfig& config, const RunShape& run,
                                     const AttentionPlan& plan);
 
+// On a GPU (device_model.hpp), at most. Weights and cache have 16-bit elements there.
+struct DeviceNeeds {
+  std::int64_t weights = 0;
+  std::int64_t kv = 0;
+  std::int64_t workspace = 0;  // what a pool rounds up included
+  std::int64_t total() const { return weights + kv + workspace; }
+};
+DeviceNeeds device_bytes_needed(const ModelConfig& config, const RunShape& run, const AttentionPlan& plan);
+
 }  // namespace tessera

@@ -4,14 +4,7 @@
 #include "runtime/model/weights.hpp"
 
 namespace tessera {
-namespace {
-
-struct Distribution {
-  float center;
-  float half_width;
-};
-
-Distribution distribution_of(const TensorSpec& spec, const ModelConfig& config) {
+RandomValues random_values_of(const TensorSpec& spec, const ModelConfig& config) {
   switch (spec.role) {
     case TensorRole::kQBias:
     case TensorRole::kKBias:
@@ -24,11 +17,9 @@ Distribution distribution_of(const TensorSpec& spec, const ModelConfig& config) 
   return {0.0f, static_cast<float>(std::sqrt(3.0 / static_cast<double>(spec.columns)))};
 }
 
-}  // namespace
-
 void draw_random(const TensorSpec& spec, const ModelConfig& config, std::uint64_t seed, const Slice& slice,
                  DType dtype, std::byte* target) {
-  const Distribution d = distribution_of(spec, config);
+  const RandomValues d = random_values_of(spec, config);
   const std::uint64_t stream = stream_of(spec.name);
 #pragma omp parallel
   {

@@ -86,6 +86,11 @@ Transformer::Transformer(const ModelConfig& config, const RopeConfig& rope, cons
   }
 }
 
+std::int64_t Transformer::peak_kv_bytes() const {
+  return cache_.peak_used_slots() *
+         static_cast<std::int64_t>(cache_.shape().slot_bytes() + cache_.shape().bounds_bytes());
+}
+
 const RopeTable& Transformer::rope_of(int layer) const {
   return config_.layer_window[layer] > 0 && local_rope_.positions > 0 ? local_rope_ : rope_;
 }

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <vector>
 
@@ -11,38 +10,16 @@
 #include "io/model_config.hpp"
 #include "kvcache/kv_cache.hpp"
 #include "parallel/grid.hpp"
-#include "parallel/partition.hpp"
 #include "parallel/unit_exchange.hpp"
 #include "runtime/core/memory.hpp"
 #include "runtime/model/attention_plan.hpp"
-#include "runtime/model/completion.hpp"
 #include "runtime/model/diagnosis.hpp"
-#include "runtime/model/op_times.hpp"
+#include "runtime/model/language_model.hpp"
 #include "runtime/model/rope_table.hpp"
 #include "runtime/model/tensor_plan.hpp"
 #include "runtime/model/weights.hpp"
 
 namespace tessera {
-
-// Told before each step: the watchdog listens.
-using StepListener = std::function<void(Phase phase, int layer, Operation operation)>;
-
-struct DecodeRow {
-  int sequence = 0;                              // handle in the KV cache
-  const SequencePartition* partition = nullptr;  // of its prompt
-  std::int32_t position = 0;
-  std::int32_t token = 0;
-  AttentionCounts* counts = nullptr;   // added to; null: not wanted
-  DiagnosisSums* diagnosis = nullptr;  // of this step; null: not wanted
-};
-
-struct PrefillRequest {
-  int sequence = 0;  // handle in the KV cache
-  const SequencePartition* partition = nullptr;
-  std::span<const std::int32_t> tokens;           // (S)
-  std::span<const std::int64_t> logit_positions;  // ascending
-  DiagnosisSums* diagnosis = nullptr;             // null: not wanted
-};
 
 // What a layer selected on this rank, as it happens (--dump-selections). Called on every rank of the group,
 // in the order of the layers; what it calls may be collective. Pointers last for the call.
@@ -78,35 +55,29 @@ struct PairTotals {
 // with it.
 inline constexpr std::int64_t kChunkTokens = 1024;
 
-class Transformer {
+class Transformer final : public LanguageModel {
  public:
   // max_tokens: the longest sequence, output included. The cache keeps page bounds where the plan's decode
   // method needs them.
   Transformer(const ModelConfig& config, const RopeConfig& rope, const Weights& weights, Grid& grid,
               KvCache& cache, std::int64_t max_tokens, MemoryMeter& meter, const AttentionPlan& plan = {});
 
-  // Runs the prompt and leaves in the cache the keys and values that the decode method keeps. logits: (n, V)
-  // of the given positions, on every rank when set_want_logits(true), else left empty. Collective over the
-  // group.
-  void prefill(const PrefillRequest& request, std::vector<float>& logits);
+  int add_sequence(std::int64_t max_tokens) override { return cache_.add_sequence(max_tokens); }
+  void remove_sequence(int sequence) override { cache_.remove_sequence(sequence); }
+  void prefill(const PrefillRequest& request, std::vector<float>& logits) override;
+  void decode(std::span<const DecodeRow> rows, std::vector<float>& logits) override;
+  void greedy_tokens(std::vector<std::int32_t>& tokens) override;
 
-  // One token of each of N sequences; their keys and values are appended where their block lies.
-  // logits: (N, V) on every rank when set_want_logits(true), else left empty. Collective over the group.
-  void decode(std::span<const DecodeRow> rows, std::vector<float>& logits);
-
-  // The most likely token of each row whose logits the last call computed; ties to the lower id.
-  // NumericalError when a row has NaN or Inf.
-  void greedy_tokens(std::vector<std::int32_t>& tokens);
-
-  void set_want_logits(bool want) { want_logits_ = want; }
-  void set_listener(StepListener listener) { listener_ = std::move(listener); }
+  void set_want_logits(bool want) override { want_logits_ = want; }
+  void set_listener(StepListener listener) override { listener_ = std::move(listener); }
   void set_selection_listener(SelectionListener* listener) { selection_listener_ = listener; }
   // While set, each sparse layer of a prefill also selects with each of these settings (of the plan's prefill
   // method), and adds what its rows would see to totals, one a step. Null ends it.
   void set_ladder(std::span<const MethodSettings> steps, std::vector<PairTotals>* totals);
-  OpTimes& times() { return times_; }                                     // added to by every call
-  const ExchangeCounts& exchange_counts() const { return exchange_; }     // of the last prefill
-  const AttentionCounts& attention_counts() const { return attention_; }  // of the last prefill
+  OpTimes& times() override { return times_; }
+  const ExchangeCounts& exchange_counts() const override { return exchange_; }
+  const AttentionCounts& attention_counts() const override { return attention_; }
+  std::int64_t peak_kv_bytes() const override;
   const HeadShare& share() const { return share_; }
 
  private:

@@ -56,19 +56,6 @@ struct LoadOptions {
   std::int64_t short_row_bytes = 8192;
 };
 
-// Opens the checkpoint and compares every declared tensor with it: presence, shape, dtype; InputError as
-// load_weights. Reads headers only. Returns the dtypes that the files hold, in the order of declare_tensors:
-// config.json may say another.
-std::vector<DType> check_checkpoint(const std::string& model_dir, const ModelConfig& config);
-
-// The same, but every tensor that does not match is told, a line each. Dtypes are complete where there are no
-// problems. InputError only where the checkpoint cannot be opened.
-struct CheckpointReport {
-  std::vector<DType> dtypes;
-  std::vector<std::string> problems;
-};
-CheckpointReport inspect_checkpoint(const std::string& model_dir, const ModelConfig& config);
-
 // Collective over tp. InputError names the tensor with both shapes when the checkpoint does not match the
 // configuration; nothing is read before all shapes were checked.
 Weights load_weights(const std::string& model_dir, const ModelConfig& config, const LoadOptions& options,
@@ -78,8 +65,15 @@ Weights load_weights(const std::string& model_dir, const ModelConfig& config, co
 // cost is then paid. Independent of the number of threads.
 std::uint64_t touch_all(const Weights& weights);
 
-// One value of a random model: uniform with variance 1 / fan-in for matrices, 1 for norm scales, small for
-// biases; a pure function of (seed, tensor name, global index).
+// Values of a random model: center + half_width · u, u uniform in [−1, 1). Variance 1 / fan-in for matrices,
+// scales of norms around 1, small biases.
+struct RandomValues {
+  float center = 0;
+  float half_width = 0;
+};
+RandomValues random_values_of(const TensorSpec& spec, const ModelConfig& config);
+
+// One value is a pure function of (seed, tensor name, global index).
 void draw_random(const TensorSpec& spec, const ModelConfig& config, std::uint64_t seed, const Slice& slice,
                  DType dtype, std::byte* target);
 

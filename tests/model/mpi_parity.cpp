@@ -283,7 +283,7 @@ TEST_CASE("sequences that decode together, and join and leave at any step, get t
       CAPTURE(shape.tp);
       CAPTURE(shape.sp);
       Model model(folder, shape, session, length, batch);
-      Engine engine(model.transformer, model.cache, model.grid, model.meter, {batch, {}});
+      Engine engine(model.transformer, model.grid, model.meter, {batch, {}});
       PromptList list(requests);
       CHECK(engine.run(model.grid.is_group_leader() ? &list : nullptr));
       CHECK(model.cache.used_slots() == 0);
@@ -310,7 +310,7 @@ TEST_CASE("a stop id ends a sequence and is not part of its output") {
   const std::int32_t stop = expected.greedy[20];
   const auto first = std::find(expected.greedy.begin(), expected.greedy.end(), stop);
   Model model(folder, shape, session, static_cast<std::int64_t>(expected.prompt.size()), 1);
-  Engine engine(model.transformer, model.cache, model.grid, model.meter, {1, {-7, stop}});
+  Engine engine(model.transformer, model.grid, model.meter, {1, {-7, stop}});
   PromptList list({{0, expected.prompt, 64}});
   CHECK(engine.run(model.grid.is_group_leader() ? &list : nullptr));
   if (!model.grid.is_group_leader()) return;

@@ -16,6 +16,7 @@
 #include "runtime/model/accounting.hpp"
 #include "runtime/model/engine.hpp"
 #include "runtime/model/memory_needs.hpp"
+#include "runtime/model/transformer.hpp"
 
 using namespace tessera;
 
@@ -119,7 +120,7 @@ std::map<std::int64_t, Completion> run_on(const SparseCase& c, const AttentionPl
   cache.poison_new_slots(true);
   Transformer transformer(config, resolve_rope(config, "auto", kPrompt + kOutput).rope, weights, grid, cache,
                           kPrompt + kOutput, meter, plan);
-  Engine engine(transformer, cache, grid, meter, {batch, {}});
+  Engine engine(transformer, grid, meter, {batch, {}});
   SparseRequests source(config.vocab, 3, diagnose);
   CHECK(engine.run(grid.is_group_leader() ? &source : nullptr));
   CHECK(cache.used_slots() == 0);

@@ -1,13 +1,13 @@
 #include <algorithm>
 #include <limits>
 
-#include "kvcache/kv_cache.hpp"
+#include "kvcache/block_tables.hpp"
 #include "runtime/core/error.hpp"
 
 namespace tessera {
 namespace {
 
-std::size_t pool_bytes(std::int64_t slots, std::size_t slot_bytes) {
+std::size_t checked_slots(std::int64_t slots, std::size_t slot_bytes) {
   TESSERA_CHECK(slots >= 0 && slot_bytes > 0);
   if (slots > std::numeric_limits<std::int32_t>::max() ||
       static_cast<std::size_t>(slots) > std::numeric_limits<std::size_t>::max() / 2 / slot_bytes) {
@@ -16,30 +16,26 @@ std::size_t pool_bytes(std::int64_t slots, std::size_t slot_bytes) {
         "a shorter --length or a smaller --batch",
         slots, slot_bytes);
   }
-  return static_cast<std::size_t>(slots) * slot_bytes;
+  return static_cast<std::size_t>(slots);
 }
 
 }  // namespace
 
-BlockPool::BlockPool(std::int64_t slots, std::size_t slot_bytes, std::size_t bounds_bytes, MemoryMeter& meter)
-    : buffer_(pool_bytes(slots, slot_bytes), MemoryKind::kKv, meter),
-      slot_bytes_(slot_bytes),
-      bounds_bytes_(bounds_bytes),
-      capacity_(slots) {
-  if (bounds_bytes > 0) bounds_ = Buffer(pool_bytes(slots, bounds_bytes), MemoryKind::kKv, meter);
-  free_.resize(static_cast<std::size_t>(slots));
+SlotPool::SlotPool(std::int64_t slots, std::size_t slot_bytes)
+    : slot_bytes_(slot_bytes), free_(checked_slots(slots, slot_bytes)) {
   for (std::size_t i = 0; i < free_.size(); ++i) free_[i] = static_cast<std::int32_t>(free_.size() - 1 - i);
+  capacity_ = slots;
 }
 
-void BlockPool::require(std::int64_t count) const {
+void SlotPool::require(std::int64_t count) const {
   if (count <= static_cast<std::int64_t>(free_.size())) return;
   throw ResourceError(
       "memory: {} of {} slots of the KV cache are in use ({} bytes in all), and {} more are needed; use a "
       "smaller --batch, a shorter --length or more ranks",
-      used(), capacity_, buffer_.bytes() + bounds_.bytes(), count);
+      used(), capacity_, static_cast<std::size_t>(capacity_) * slot_bytes_, count);
 }
 
-std::int32_t BlockPool::allocate() {
+std::int32_t SlotPool::allocate() {
   require(1);
   const std::int32_t slot = free_.back();
   free_.pop_back();
@@ -47,7 +43,7 @@ std::int32_t BlockPool::allocate() {
   return slot;
 }
 
-void BlockPool::free(std::int32_t slot) {
+void SlotPool::free(std::int32_t slot) {
   TESSERA_CHECK(slot >= 0 && slot < capacity_ && used() > 0);
   free_.push_back(slot);
 }

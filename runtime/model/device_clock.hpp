@@ -1,0 +1,45 @@
+// Device time by phase, layer and operation, from events between the kernels of one stream.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "runtime/core/cuda_stream.hpp"
+#include "runtime/model/op_times.hpp"
+
+namespace tessera::cuda {
+
+class DeviceClock {
+ public:
+  // in_graph: marks are made while a graph is captured, and every replay fills them again.
+  enum class Use { kDirect, kInGraph };
+  explicit DeviceClock(StreamView stream, Use use = Use::kDirect) : stream_(stream), use_(use) {}
+
+  void clear() {
+    marks_.clear();
+    running_ = false;
+  }
+  void reserve(std::size_t marks);  // events for so many marks: none are made while a graph is captured
+  // What follows in the stream is charged to this, until the next mark. The same again is no mark.
+  void mark(Phase phase, int layer, Operation operation);
+  void stop();
+  // Adds the time between marks to `times`. Waits for the last mark.
+  void add_to(OpTimes& times) const;
+
+ private:
+  struct Mark {
+    Phase phase;
+    int layer;
+    Operation operation;
+    bool operator==(const Mark&) const = default;
+  };
+  void record();
+
+  StreamView stream_;
+  Use use_;
+  bool running_ = false;
+  std::vector<Mark> marks_;
+  std::vector<CudaEvent> events_;  // one at each mark, and one at the end; only grows
+};
+
+}  // namespace tessera::cuda

@@ -1,0 +1,45 @@
+#include "runtime/core/error.hpp"
+#include "runtime/model/device_clock.hpp"
+
+namespace tessera::cuda {
+
+void DeviceClock::reserve(std::size_t marks) {
+  while (events_.size() <= marks) events_.emplace_back(stream_.device, EventUse::kTiming);
+}
+
+// At the place of the mark that comes next.
+void DeviceClock::record() {
+  reserve(marks_.size());
+  CudaEvent& event = events_[marks_.size()];
+  if (use_ == Use::kInGraph) {
+    event.record_in_graph(stream_);
+  } else {
+    event.record(stream_);
+  }
+}
+
+void DeviceClock::mark(Phase phase, int layer, Operation operation) {
+  const Mark next{phase, layer, operation};
+  if (running_ && !marks_.empty() && marks_.back() == next) return;
+  TESSERA_CHECK(running_ || marks_.empty());
+  record();
+  marks_.push_back(next);
+  running_ = true;
+}
+
+void DeviceClock::stop() {
+  if (!running_) return;
+  record();
+  running_ = false;
+}
+
+void DeviceClock::add_to(OpTimes& times) const {
+  TESSERA_CHECK(!running_);
+  for (std::size_t i = 0; i < marks_.size(); ++i) {
+    const Mark& mark = marks_[i];
+    times.at(mark.phase, mark.layer, mark.operation) +=
+        milliseconds_between(events_[i], events_[i + 1]) * 1e-3;
+  }
+}
+
+}  // namespace tessera::cuda

@@ -29,6 +29,7 @@ from model import ENTRIES, SHAPES, Model, export, exported_weights
 WARM_UP = 200              # steps
 FALL_FROM = 0.75           # share of the run after which the rate falls, in a line
 LAST_RATE = 0.02           # of the highest, at the end
+MUON = 2.0                 # its rate, in rates of AdamW
 SHORTER = 0.25             # share of the steps of a stage that have a shorter length
 RENAMED = 0.6              # share of rows with other names
 BATCH = (64, 32, 16, 6)    # rows by length
@@ -39,7 +40,7 @@ EVERY_CHECKPOINT = 60
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    rate: float
+    rate: float   # of AdamW; Muon's is MUON times it
     steps: tuple  # of each length
     drills: tuple = FIRST_DRILLS
 
@@ -126,17 +127,25 @@ class Tally:
                 for i, kind in enumerate(self.KINDS)}
 
 
-def rate_at(number, total, highest):
-    """Level for most of the run, so that each length is learned at a full rate; then down."""
+def rate_at(number, total):
+    """Share of the highest rate: level for most of the run, so that each length is learned at a full rate; then down."""
     left = (1 - number / total) / (1 - FALL_FROM)
-    return highest * min(1.0, (number + 1) / WARM_UP, max(left, LAST_RATE))
+    return min(1.0, (number + 1) / WARM_UP, max(left, LAST_RATE))
 
 
-def optimizer_of(model, rate, fused):
-    matrices = [p for p in model.parameters() if p.ndim == 2]
+def optimizers_of(model, rate):
+    """Muon (Jordan and others, 2024) for the matrices of the layers, AdamW for embeddings, norms and biases. In the first
+    drill mini-s had 98 % right after 300 steps of Muon at 4e-3, and 51 % after 525 of AdamW alone at 2e-3."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    embeddings = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" in name]
     others = [p for p in model.parameters() if p.ndim != 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=fused)
+    optimizers = [torch.optim.Muon(matrices, lr=MUON * rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+                  torch.optim.AdamW([{"params": embeddings, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+                                    lr=rate, betas=(0.9, 0.95))]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["highest"] = group["lr"]
+    return optimizers
 
 
 def make_step(model, device, eager):
@@ -154,17 +163,18 @@ def make_step(model, device, eager):
 class Run:
     """What a checkpoint holds."""
 
-    def __init__(self, model, optimizer, path):
-        self.model, self.optimizer, self.path, self.number = model, optimizer, path, 0
+    def __init__(self, model, optimizers, path):
+        self.model, self.optimizers, self.path, self.number = model, optimizers, path, 0
         if os.path.exists(path):
             state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
             model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(optimizers, state["optimizers"]):
+                optimizer.load_state_dict(saved)
             self.number = state["step"]
 
     def save(self):
-        torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-                    "step": self.number}, self.path + ".new")
+        torch.save({"model": self.model.state_dict(), "step": self.number,
+                    "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}, self.path + ".new")
         os.replace(self.path + ".new", self.path)
 
 
@@ -202,8 +212,8 @@ def main():
     model = Model(shape).to(device)
     if given.start_from:
         model.load_state_dict(exported_weights(given.start_from))
-    optimizer = optimizer_of(model, recipe.rate, fused=device.type == "cuda")
-    run = Run(model, optimizer, os.path.join(given.work, "checkpoint.pt"))
+    optimizers = optimizers_of(model, recipe.rate)
+    run = Run(model, optimizers, os.path.join(given.work, "checkpoint.pt"))
     batches = Batches(given.rows, given.tokenizer, given.seed, device)
     plain, compiled = make_step(model, device, given.eager)
     tally = Tally(device)
@@ -219,15 +229,17 @@ def main():
     seen = 0
     while run.number < len(steps):
         step = steps[run.number]
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(run.number, len(steps), recipe.rate)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["highest"] * rate_at(run.number, len(steps))
         tokens, places, tasks = batches.of(run.number, step)
         forward = plain if isinstance(step, Drill) else compiled
         loss, losses, right, counts = forward(tokens, places)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         tally.add(tasks, losses, right, counts)
         run.number += 1
         seen += tokens.numel()

@@ -199,8 +199,7 @@ void EvalRun::check_gpu_run() {
   if (!options_.weights_dtype.as_file || (options_.kv_dtype != DType::kF32 && options_.kv_dtype != dtype)) {
     throw UsageError(
         "--weights-dtype and --kv-dtype: with --device cuda weights, keys and values have the model's dtype, "
-        "{}; "
-        "leave both out",
+        "{}; leave both out",
         name_of(dtype));
   }
   check_device_run(model_->config, attention_->plan, run_shape(options_, shape_, max_tokens_),

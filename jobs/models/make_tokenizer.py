@@ -14,6 +14,8 @@ import subprocess
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from conversations import SYSTEM
+
 ENTRIES = 4096  # special tokens included
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
@@ -37,8 +39,6 @@ SHARES = [("ruler_niah", "compact", 400), ("ruler_vt", "compact", 400), ("ruler_
           ("story_retrieval", "full", 20), ("story_multihop", "full", 10), ("story_filtering", "full", 10)]
 SETTINGS = {"ruler_vt": ["ruler_vt.chains=24", "ruler_vt.hops=8"],
             "ruler_cwe": ["ruler_cwe.repeats=2", "ruler_cwe.other_repeats=1"]}
-
-SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 
 
 def task_texts(tessera, tokenizer):

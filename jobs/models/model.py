@@ -107,8 +107,8 @@ def hugging_face_name(name):
         return f"model.{name}"
     _, number, rest = name.split(".", 2)
     part = rest.split(".")[0]
-    room = {"q": "self_attn.", "k": "self_attn.", "v": "self_attn.", "o": "self_attn.", "g": "mlp.", "u": "mlp.",
-            "d": "mlp."}.get(part[0]) if part.endswith("_proj") else ""
+    room = ("self_attn." if part in ("q_proj", "k_proj", "v_proj", "o_proj") else
+            "mlp." if part.endswith("_proj") else "")
     return f"model.layers.{number}.{room}{rest}"
 
 

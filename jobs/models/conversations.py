@@ -21,7 +21,7 @@ NEXT = "\n<|im_start|>user\n"
 END = "<|im_end|>"
 
 STORY_TASKS = ("story_retrieval", "story_multihop", "story_filtering")
-SHARES = {"ruler_niah": 6, "ruler_vt": 3, "ruler_cwe": 4, "story_retrieval": 4, "story_multihop": 4,
+SHARES = {"ruler_niah": 5, "ruler_vt": 5, "ruler_cwe": 4, "story_retrieval": 4, "story_multihop": 4,
           "story_filtering": 3}
 TASKS = tuple(SHARES)
 # Samples of an evaluation have small seeds; those of training are drawn above this.

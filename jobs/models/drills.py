@@ -1,6 +1,7 @@
 """What train.py does to rows on the device: drills in copying, and renaming."""
 import dataclasses
 import json
+import random
 import re
 
 import torch
@@ -58,7 +59,7 @@ GRADUAL_DRILLS = ((1200, Drill(64, 256, (64, 64), (4, 8), False)),) + 60 * (
 def copying_rows(drill, rows, entries, device, generator):
     """Random segments, then the same segments in another order; loss where enough of a segment was said to know it."""
     known = 2
-    size = int(torch.randint(drill.sizes[0], drill.sizes[1] + 1, (1,), generator=generator, device=device))
+    size = random.Random(generator.initial_seed()).randint(*drill.sizes)  # on the host: a number from the device waits
     count = drill.row // (2 * size)
     share = torch.rand(rows, 1, 1, generator=generator, device=device)
     kinds = drill.kinds[0] * (drill.kinds[1] / drill.kinds[0]) ** share

@@ -25,12 +25,14 @@ from conversations import LENGTHS, TASKS, WORDING
 from drills import FIRST_DRILLS, GRADUAL_DRILLS, Drill, copying_rows, name_classes, rename
 from make_rows import rows_path
 from model import ENTRIES, SHAPES, Model, export, exported_weights
+from muon import Muon
 
 WARM_UP = 200              # steps
-FALL_FROM = 0.75           # share of the run after which the rate falls, in a line
+FALL_FROM = 0.8            # share of the run after which the rate falls, in a line
 LAST_RATE = 0.02           # of the highest, at the end
 MUON = 2.0                 # its rate, in rates of AdamW
 SHORTER = 0.25             # share of the steps of a stage that have a shorter length
+MIXED_FROM = 1 / 3         # share of the steps of the longest length but one after which the longest come between
 RENAMED = 0.6              # share of rows with other names
 BATCH = (64, 32, 16, 6)    # rows by length
 COPYING = (12, 6, 3, 1)    # of which drills in copying
@@ -45,16 +47,21 @@ class Recipe:
     drills: tuple = FIRST_DRILLS
 
 
-RECIPES = {"mini-s": Recipe(2.0e-3, (10000, 6000, 6000, 1500), GRADUAL_DRILLS),
-           "mini-m": Recipe(1.5e-3, (10000, 8000, 8000, 2000)), "mini-l": Recipe(1.2e-3, (10000, 8000, 8000, 2000))}
+RECIPES = {"mini-s": Recipe(2.0e-3, (8000, 5000, 4000, 1000), GRADUAL_DRILLS),
+           "mini-m": Recipe(1.5e-3, (12000, 7000, 6000, 1500)), "mini-l": Recipe(1.0e-3, (12000, 6000, 6000, 1600))}
 
 
 def plan_steps(recipe, seed):
-    """Every step of the run: a Drill, or an index into LENGTHS."""
+    """Every step of the run: a Drill, or an index into LENGTHS. The lengths come one after the other, the longest between
+    those of the one before, so that it too is trained while the rate is high."""
     rng = random.Random(seed)
+    stages = [stage for stage, count in enumerate(recipe.steps) for _ in range(count)]
+    mixed_from = sum(recipe.steps[:-2]) + int(recipe.steps[-2] * MIXED_FROM)
+    mixed = stages[mixed_from:]
+    rng.shuffle(mixed)
     steps = [drill for count, drill in recipe.drills for _ in range(count)]
-    for stage, count in enumerate(recipe.steps):
-        steps += [rng.randrange(stage) if stage and rng.random() < SHORTER else stage for _ in range(count)]
+    for stage in stages[:mixed_from] + mixed:
+        steps.append(rng.randrange(stage) if stage and rng.random() < SHORTER else stage)
     return steps
 
 
@@ -134,12 +141,12 @@ def rate_at(number, total):
 
 
 def optimizers_of(model, rate):
-    """Muon (Jordan and others, 2024) for the matrices of the layers, AdamW for embeddings, norms and biases. In the first
-    drill mini-s had 98 % right after 300 steps of Muon at 4e-3, and 51 % after 525 of AdamW alone at 2e-3."""
+    """Muon for the matrices of the layers, AdamW for embeddings, norms and biases. In the first drill mini-s had 98 % right
+    after 300 steps of Muon at 4e-3, and 51 % after 525 of AdamW alone at 2e-3."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     embeddings = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" in name]
     others = [p for p in model.parameters() if p.ndim != 2]
-    optimizers = [torch.optim.Muon(matrices, lr=MUON * rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    optimizers = [Muon(matrices, lr=MUON * rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
                   torch.optim.AdamW([{"params": embeddings, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
                                     lr=rate, betas=(0.9, 0.95))]
     for optimizer in optimizers:

@@ -73,8 +73,9 @@ def copying_rows(drill, rows, entries, device, generator):
     both = torch.cat([first.flatten(1), second.flatten(1)], 1)
     tokens[:, :both.shape[1]] = both
 
-    at = torch.arange(count * size, device=device)
+    at = torch.arange(count * size)
     usable = at[(at % size >= known - 1) & (at % size < size - 1)] + count * size  # predicts the token behind it
+    usable = usable.to(device)
     drawn = torch.rand(rows, len(usable), generator=generator, device=device).argsort(1)[:, :drill.answers]
     places = torch.full((rows, drill.answers), -1, dtype=torch.long, device=device)
     places[:, :drawn.shape[1]] = usable[drawn]

@@ -17,10 +17,6 @@
 namespace tessera {
 namespace {
 
-// The switch of --device cuda: on once the tests of the model on a GPU (tests/model/cuda_model.cu) have
-// passed on one. All behind it is in place.
-constexpr bool kEvalRunsOnCuda = false;
-
 // Far above any machine, far below what would overflow products of two.
 constexpr int kMostRanks = 1 << 16;
 
@@ -150,10 +146,8 @@ void declare_eval(OptionSet& set, EvalOptions& o, std::string& config, bool plan
               "ranks / (tp x sp)");
   set.integer("batch", &o.batch, 1, 4096, "sequences that a replica decodes together");
   set.custom("device", OptionKind::kText, "cpu|cuda", "cpu", "where to compute",
-             [&o, plans](const OptionValue& value) {
+             [&o](const OptionValue& value) {
                const std::string& word = value.words.front();
-               if (word == "cuda" && !plans && !kEvalRunsOnCuda)
-                 throw UsageError("{}: eval on cuda is not there yet; use cpu", value.where);
                if (word != "cpu" && word != "cuda")
                  throw UsageError("{}: '{}' is not one of cpu, cuda", value.where, word);
                o.device = word == "cuda" ? DeviceKind::kCuda : DeviceKind::kCpu;

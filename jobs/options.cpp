@@ -106,7 +106,7 @@ void add_threads(OptionSet& set, int* threads) {
 }
 
 // What `eval` takes. `plan` takes the same, so that the command of a run to come only changes its first word;
-// plans: there, for types and devices that the backends do not have yet, and without a place to write to.
+// plans: there, for types that the CPU does not compute in, and without a place to write to.
 void declare_eval(OptionSet& set, EvalOptions& o, std::string& config, bool plans) {
   set.group("Model");
   set.text("model", &o.model, "DIR", "Hugging Face directory: config.json, tokenizer.json, *.safetensors")
@@ -115,8 +115,10 @@ void declare_eval(OptionSet& set, EvalOptions& o, std::string& config, bool plan
   add_rope(set, &o.rope);
   std::vector<DType> arithmetic{DType::kF32};
   if (plans) arithmetic.insert(arithmetic.end(), {DType::kBF16, DType::kF16});
-  const std::string on_gpu = plans ? "; bf16 on a GPU" : "";
-  add_dtype(set, "dtype", &o.dtype, arithmetic, "arithmetic" + on_gpu);
+  const std::string on_gpu = plans ? "; bf16 on a GPU" : "; on a GPU that of the weights";
+  add_dtype(set, "dtype", &o.dtype, arithmetic,
+            plans ? "arithmetic; bf16 on a GPU"
+                  : "arithmetic; on a GPU sums only, of products of the weights' type");
   add_weights_dtype(set, &o.weights_dtype);
   add_dtype(set, "kv-dtype", &o.kv_dtype, {DType::kF32, DType::kBF16, DType::kF16},
             "storage of keys and values" + on_gpu);

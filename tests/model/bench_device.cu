@@ -120,9 +120,10 @@ void run(int argc, char** argv) {
       (config.tied_embeddings ? 0 : 2.0 * static_cast<double>(config.vocab * config.hidden));
   const double floor = (weight_bytes + kv_bytes) / kReadRate;
   std::printf(
-      "decode, batch %d, %s: median %.3f ms a step, %.1f tokens/s; reads %.2f GB, %.1f %% of the read rate\n",
+      "decode, batch %d, %s: median %.3f ms a step, %.1f tokens/s; reads %.2f GB, %.2f TB/s, %.1f %% of the "
+      "read rate\n",
       batch, std::string(plan.decode.method().name).c_str(), median * 1e3, batch / median,
-      (weight_bytes + kv_bytes) * 1e-9, 100 * floor / median);
+      (weight_bytes + kv_bytes) * 1e-9, (weight_bytes + kv_bytes) * 1e-12 / median, 100 * floor / median);
   print_times("  device, all steps", model.times(), Phase::kDecode, layers);
   std::printf("memory: weights %.2f, KV %.2f, workspace %.2f GB\n",
               static_cast<double>(meter.peak(MemoryKind::kWeights)) * 1e-9,

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Prefill of a whole model of Qwen2.5-7B's shape on one GPU: tessera against transformers, random weights.
+"""Prefill and decode of a model of Qwen2.5-7B's shape on one GPU: tessera against transformers, random weights.
 
     bench_end_to_end.py [--bench COMMAND] [--lengths 32768,131072] [--repeats 3] [--rounds 2] [--csv FILE] [--budget 150]
 
 COMMAND names {dir}, a folder with config.json alone, and may name {length} and {repeats}; it prints either JSON with
-prefill_s (`tessera bench e2e --json`) or the lines of bench_model_device. transformers runs in bf16 with SDPA, its KV
+prefill_s and decode_s_per_token (`tessera bench e2e --json`) or the lines of bench_model_device. transformers runs in bf16 with SDPA, its KV
 cache filled, logits of the last position only; at the first length it tries PyTorch's own choice of attention and
 cuDNN, and keeps the faster. An 80 GB card does not hold both at once: each run is a process of its own, and they take turns, so
-that what the GPU's clocks do falls on both. Medians of all prefills after each process's first one; SM clocks are
-sampled while each runs. --budget: seconds after which no new process starts.
+that what the GPU's clocks do falls on both. Medians of all prefills after each process's first one, and of the steps
+of each process; SM clocks are sampled while each runs. --budget: seconds after which no new process starts.
 """
 import argparse
 import contextlib
@@ -32,6 +32,7 @@ QWEN_7B = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden
            "num_key_value_heads": 4, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
            "use_sliding_window": False, "tie_word_embeddings": False, "vocab_size": 152064, "torch_dtype": "bfloat16",
            "bos_token_id": 151643, "eos_token_id": 151645}
+PEER_STEPS = 10
 OURS = "{root}/build/cuda/bin/bench_model_device {dir} {length}"
 
 
@@ -57,13 +58,25 @@ def run_peer(config_dir, length, repeats, backend):
         start = time.perf_counter()
         with torch.inference_mode(), forced:
             out = model(input_ids=ids, use_cache=True, logits_to_keep=1)
-            out.logits[:, -1].argmax(-1).tolist()
-        return time.perf_counter() - start
+            token = out.logits[:, -1:].argmax(-1)
+            token.tolist()
+        seconds = time.perf_counter() - start
+        return seconds, token, out.past_key_values
+
+    def decode_seconds(token, cache):
+        seconds = []
+        with torch.inference_mode():
+            for _ in range(PEER_STEPS):
+                start = time.perf_counter()
+                token = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+                token.tolist()
+                seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds[2:])
 
     def warm_prefill(name):
         try:
             prefill(name)
-            return prefill(name)
+            return prefill(name)[0]
         except RuntimeError:
             return math.inf
 
@@ -72,9 +85,15 @@ def run_peer(config_dir, length, repeats, backend):
         tried = {name: warm_prefill(name) for name in ("default", "cudnn")}
         backend = min(tried, key=tried.get)
     prefill(backend)
-    seconds = [prefill(backend) for _ in range(repeats)]
+    seconds = []
+    for turn in range(repeats):
+        took, token, cache = prefill(backend)
+        seconds.append(took)
+        if turn + 1 < repeats:
+            del cache
+    step = decode_seconds(token, cache)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
-    print(json.dumps({"seconds": seconds, "peak_bytes": peak, "backend": backend, "tried": tried,
+    print(json.dumps({"seconds": seconds, "step": step, "peak_bytes": peak, "backend": backend, "tried": tried,
                       "torch": torch.__version__, "transformers": transformers.__version__}))
 
 
@@ -120,11 +139,14 @@ def output_of(command):
 
 
 def our_seconds(template, config_dir, length, repeats):
+    """Of each prefill, and of a step."""
     command = shlex.split(template.format(root=ROOT, dir=config_dir, length=length, repeats=repeats))
     text = output_of(command)
     if text.lstrip().startswith("{"):
-        return [float(json.loads(text)["prefill_s"])]
-    return [float(seconds) for seconds in re.findall(r"^prefill of \d+ tokens: ([\d.]+) s", text, re.M)]
+        answer = json.loads(text)
+        return [float(answer["prefill_s"])], float(answer["decode_s_per_token"])
+    prefills = [float(seconds) for seconds in re.findall(r"^prefill of \d+ tokens: ([\d.]+) s", text, re.M)]
+    return prefills, float(re.search(r"median ([\d.]+) ms a step", text)[1]) * 1e-3
 
 
 def their_seconds(config_dir, length, repeats, backend):
@@ -154,31 +176,34 @@ def main():
         lengths = [int(length) for length in given.lengths.split(",")]
         backend = given.backend
         for length in lengths:
-            ours, theirs, clocks = [], [], {"tessera": [], "transformers": []}
+            prefills, steps, clocks = ({"tessera": [], "transformers": []} for _ in range(3))
             for number in range(given.rounds):
                 if number > 0 and time.monotonic() - started > given.budget:
                     print(f"{length}: {number} rounds, then the time was up", flush=True)
                     break
-                with Clocks() as ours_clock:
-                    ours += our_seconds(given.bench, folder, length, given.repeats)
-                with Clocks() as their_clock:
+                with Clocks() as clock:
+                    seconds, step = our_seconds(given.bench, folder, length, given.repeats)
+                prefills["tessera"] += seconds
+                steps["tessera"].append(step)
+                clocks["tessera"].append(clock.medians())
+                with Clocks() as clock:
                     answer = their_seconds(folder, length, given.repeats, backend)
-                theirs += answer["seconds"]
+                prefills["transformers"] += answer["seconds"]
+                steps["transformers"].append(answer["step"])
+                clocks["transformers"].append(clock.medians())
                 backend = answer["backend"]
                 if answer["tried"]:
                     print("attention of transformers:", answer["tried"], flush=True)
-                clocks["tessera"].append(ours_clock.medians())
-                clocks["transformers"].append(their_clock.medians())
-            rows = {"tessera": ours, "transformers": theirs}
-            for name, seconds in rows.items():
+            for name, seconds in prefills.items():
                 mhz, watts = (statistics.median(column) for column in zip(*clocks[name]))
-                table.append({"length": length, "who": name, "median_s": f"{statistics.median(seconds):.4f}",
+                table.append({"length": length, "who": name, "prefill_s": f"{statistics.median(seconds):.4f}",
                               "least_s": f"{min(seconds):.4f}", "most_s": f"{max(seconds):.4f}",
-                              "prefills": len(seconds), "sm_mhz": f"{mhz:.0f}", "watts": f"{watts:.0f}"})
-            ratio = statistics.median(ours) / statistics.median(theirs)
-            print(f"prefill {length}: tessera {statistics.median(ours):.3f} s ({len(ours)}), transformers "
-                  f"{statistics.median(theirs):.3f} s ({len(theirs)}), ratio {ratio:.3f}; SM "
-                  f"{table[-2]['sm_mhz']} and {table[-1]['sm_mhz']} MHz", flush=True)
+                              "prefills": len(seconds), "step_ms": f"{1e3 * statistics.median(steps[name]):.3f}",
+                              "sm_mhz": f"{mhz:.0f}", "watts": f"{watts:.0f}"})
+            for what, values in (("prefill", prefills), ("step", steps)):
+                ours, theirs = (statistics.median(values[name]) for name in ("tessera", "transformers"))
+                print(f"{what} at {length}: tessera {ours:.4f} s, transformers {theirs:.4f} s, ratio "
+                      f"{ours / theirs:.3f}", flush=True)
         print(f"transformers {answer['transformers']}, torch {answer['torch']}, attention: {backend}, "
               f"peak {answer['peak_bytes'] / 1e9:.1f} GB; {time.monotonic() - started:.0f} s in all")
     if given.csv:

@@ -22,7 +22,6 @@ namespace {
 constexpr double kReadRate = 4.47e12;  // bytes a second that one H200 reads (DESIGN.md section 8)
 constexpr int kWarmSteps = 4;
 constexpr int kSteps = 100;
-constexpr int kPrefills = 3;  // measured ones, after a first
 
 void print_times(const char* what, const OpTimes& times, Phase phase, int layers) {
   OpTimes copy = times;
@@ -73,24 +72,22 @@ void run(int argc, char** argv) {
   std::vector<float> logits;
   std::vector<std::int32_t> next;
   std::vector<DecodeRow> rows;
-  const auto prefill = [&](int sequence) {
+  const auto prefill = [&](int sequence, const char* note) {
     model.times().clear();
     const auto start = HostClock::now();
     model.prefill({sequence, &partition, tokens, {&last, 1}}, logits);
     model.greedy_tokens(next);
-    return seconds_since(start);
+    if (note == nullptr) return;
+    std::printf("prefill of %lld tokens%s: %.3f s\n", static_cast<long long>(length), note,
+                seconds_since(start));
+    print_times("  device", model.times(), Phase::kPrefill, layers);
   };
-  for (int turn = 0; turn <= kPrefills; ++turn) {  // the first one sets up libraries and pools
-    const int sequence = model.add_sequence(total);
-    const double seconds = prefill(sequence);
-    model.remove_sequence(sequence);
-    std::printf("prefill of %lld tokens%s: %.4f s\n", static_cast<long long>(length),
-                turn == 0 ? ", the first" : "", seconds);
-  }
-  print_times("  device, the last", model.times(), Phase::kPrefill, layers);
+  const int warm = model.add_sequence(total);  // libraries and pools
+  prefill(warm, ", the first");
+  model.remove_sequence(warm);
   for (int i = 0; i < batch; ++i) {
     const int sequence = model.add_sequence(total);
-    prefill(sequence);
+    prefill(sequence, i == 0 ? "" : nullptr);
     rows.push_back({sequence, &partition, static_cast<std::int32_t>(length), next.front(), nullptr, nullptr});
   }
 
@@ -120,10 +117,9 @@ void run(int argc, char** argv) {
       (config.tied_embeddings ? 0 : 2.0 * static_cast<double>(config.vocab * config.hidden));
   const double floor = (weight_bytes + kv_bytes) / kReadRate;
   std::printf(
-      "decode, batch %d, %s: median %.3f ms a step, %.1f tokens/s; reads %.2f GB, %.2f TB/s, %.1f %% of the "
-      "read rate\n",
+      "decode, batch %d, %s: median %.3f ms a step, %.1f tokens/s; reads %.2f GB, %.1f %% of the read rate\n",
       batch, std::string(plan.decode.method().name).c_str(), median * 1e3, batch / median,
-      (weight_bytes + kv_bytes) * 1e-9, (weight_bytes + kv_bytes) * 1e-12 / median, 100 * floor / median);
+      (weight_bytes + kv_bytes) * 1e-9, 100 * floor / median);
   print_times("  device, all steps", model.times(), Phase::kDecode, layers);
   std::printf("memory: weights %.2f, KV %.2f, workspace %.2f GB\n",
               static_cast<double>(meter.peak(MemoryKind::kWeights)) * 1e-9,

@@ -3,8 +3,7 @@
 
     bench_end_to_end.py [--bench COMMAND] [--lengths 32768,131072] [--repeats 3] [--rounds 2] [--csv FILE] [--budget 150]
 
-COMMAND names {dir}, a folder with config.json alone, and may name {length} and {repeats}; it prints either JSON with
-prefill_s and decode_s_per_token (`tessera bench e2e --json`) or the lines of bench_model_device. transformers runs in bf16 with SDPA, its KV
+COMMAND is `tessera bench e2e … --json`; it names {dir}, a folder with config.json alone, {length} and {repeats}. transformers runs in bf16 with SDPA, its KV
 cache filled, logits of the last position only; at the first length it tries PyTorch's own choice of attention and
 cuDNN, and keeps the faster. An 80 GB card does not hold both at once: each run is a process of its own, and they take turns, so
 that what the GPU's clocks do falls on both. Medians of all prefills after each process's first one, and of the steps
@@ -17,7 +16,6 @@ import json
 import math
 import os
 import pathlib
-import re
 import shlex
 import statistics
 import subprocess
@@ -33,7 +31,8 @@ QWEN_7B = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden
            "use_sliding_window": False, "tie_word_embeddings": False, "vocab_size": 152064, "torch_dtype": "bfloat16",
            "bos_token_id": 151643, "eos_token_id": 151645}
 PEER_STEPS = 10
-OURS = "{root}/build/cuda/bin/bench_model_device {dir} {length}"
+OURS = ("{root}/build/cuda/bin/tessera bench e2e --device cuda --model {dir} --weights random:1 --length {length} "
+        "--tokens 48 --repeats {repeats} --json")
 
 
 # ---- the peer, in a process of its own -------------------------------------------------------------------------------
@@ -142,11 +141,8 @@ def our_seconds(template, config_dir, length, repeats):
     """Of each prefill, and of a step."""
     command = shlex.split(template.format(root=ROOT, dir=config_dir, length=length, repeats=repeats))
     text = output_of(command)
-    if text.lstrip().startswith("{"):
-        answer = json.loads(text)
-        return [float(answer["prefill_s"])], float(answer["decode_s_per_token"])
-    prefills = [float(seconds) for seconds in re.findall(r"^prefill of \d+ tokens: ([\d.]+) s", text, re.M)]
-    return prefills, float(re.search(r"median ([\d.]+) ms a step", text)[1]) * 1e-3
+    rows = {row["work"].split()[0]: row for row in json.loads(text[text.index("{"):])["rows"]}
+    return rows["prefill"]["seconds"], rows["decode"]["seconds_median"]
 
 
 def their_seconds(config_dir, length, repeats, backend):

@@ -3,11 +3,12 @@
 
     bench_end_to_end.py [--bench COMMAND] [--lengths 32768,131072] [--repeats 3] [--rounds 2] [--csv FILE] [--budget 150]
 
-COMMAND is `tessera bench e2e … --json`; it names {dir}, a folder with config.json alone, {length} and {repeats}. transformers runs in bf16 with SDPA, its KV
-cache filled, logits of the last position only; at the first length it tries PyTorch's own choice of attention and
-cuDNN, and keeps the faster. An 80 GB card does not hold both at once: each run is a process of its own, and they take turns, so
-that what the GPU's clocks do falls on both. Medians of all prefills after each process's first one, and of the steps
-of each process; SM clocks are sampled while each runs. --budget: seconds after which no new process starts.
+COMMAND is `tessera bench e2e … --json`; it names {dir}, a folder with config.json alone, {length} and {repeats}.
+transformers runs in bf16 with SDPA, its KV cache filled, logits of the last position only; at the first length it tries
+PyTorch's own choice of attention and cuDNN, and keeps the faster. An 80 GB card does not hold both at once: each run is
+a process of its own, and they take turns, so that what the GPU's clocks do falls on both. Medians of all prefills after
+each process's first one, and of the steps of each process; SM clocks are sampled while each runs. --budget: seconds
+after which no new process starts.
 """
 import argparse
 import contextlib

@@ -17,10 +17,6 @@
 namespace tessera {
 namespace {
 
-// The switch of --device cuda: on once the tests of the model on a GPU (tests/model/cuda_model.cu) have
-// passed on one. All behind it is in place.
-constexpr bool kEvalRunsOnCuda = false;
-
 // Far above any machine, far below what would overflow products of two.
 constexpr int kMostRanks = 1 << 16;
 
@@ -110,7 +106,7 @@ void add_threads(OptionSet& set, int* threads) {
 }
 
 // What `eval` takes. `plan` takes the same, so that the command of a run to come only changes its first word;
-// plans: there, for types and devices that the backends do not have yet, and without a place to write to.
+// plans: there, for types that the CPU does not compute in, and without a place to write to.
 void declare_eval(OptionSet& set, EvalOptions& o, std::string& config, bool plans) {
   set.group("Model");
   set.text("model", &o.model, "DIR", "Hugging Face directory: config.json, tokenizer.json, *.safetensors")
@@ -119,8 +115,10 @@ void declare_eval(OptionSet& set, EvalOptions& o, std::string& config, bool plan
   add_rope(set, &o.rope);
   std::vector<DType> arithmetic{DType::kF32};
   if (plans) arithmetic.insert(arithmetic.end(), {DType::kBF16, DType::kF16});
-  const std::string on_gpu = plans ? "; bf16 on a GPU" : "";
-  add_dtype(set, "dtype", &o.dtype, arithmetic, "arithmetic" + on_gpu);
+  const std::string on_gpu = plans ? "; bf16 on a GPU" : "; on a GPU that of the weights";
+  add_dtype(set, "dtype", &o.dtype, arithmetic,
+            plans ? "arithmetic; bf16 on a GPU"
+                  : "arithmetic; on a GPU sums only, of products of the weights' type");
   add_weights_dtype(set, &o.weights_dtype);
   add_dtype(set, "kv-dtype", &o.kv_dtype, {DType::kF32, DType::kBF16, DType::kF16},
             "storage of keys and values" + on_gpu);
@@ -150,10 +148,8 @@ void declare_eval(OptionSet& set, EvalOptions& o, std::string& config, bool plan
               "ranks / (tp x sp)");
   set.integer("batch", &o.batch, 1, 4096, "sequences that a replica decodes together");
   set.custom("device", OptionKind::kText, "cpu|cuda", "cpu", "where to compute",
-             [&o, plans](const OptionValue& value) {
+             [&o](const OptionValue& value) {
                const std::string& word = value.words.front();
-               if (word == "cuda" && !plans && !kEvalRunsOnCuda)
-                 throw UsageError("{}: eval on cuda is not there yet; use cpu", value.where);
                if (word != "cpu" && word != "cuda")
                  throw UsageError("{}: '{}' is not one of cpu, cuda", value.where, word);
                o.device = word == "cuda" ? DeviceKind::kCuda : DeviceKind::kCpu;

@@ -1,6 +1,7 @@
 // The transformer of every family on one GPU: the counterpart of Transformer for one rank (tp = sp = 1), in
 // bf16 or fp16 with fp32 accumulation. Prefill goes layer by layer, projections and MLP by chunks of the
-// prompt; a decode step is one CUDA graph for each number of sequences. Needs no CUDA header.
+// prompt; of the last layer only the rows from the first one whose logits are asked for. A decode step is one
+// CUDA graph for each number of sequences. Needs no CUDA header.
 //
 // What it runs: dense prefill with the model's own windows; decode dense, streaming, quest, and after
 // eviction by snapkv, ada_snapkv or pyramidkv. Which tokens those keep is computed on the host so far, from
@@ -158,7 +159,7 @@ class DeviceModel final : public LanguageModel {
   struct Prompt;
   void extend_prompt(const Prompt& prompt, int layer);
   void project_chunk(const Prompt& prompt, int layer, std::int64_t first, std::int64_t count);
-  void attend_prompt(const Prompt& prompt, int layer);
+  void attend_prompt(const Prompt& prompt, int layer, std::int64_t first);
   void trim_cache(const Prompt& prompt, int layer);
   HeadLists choose_kept(const Prompt& prompt, int layer);
   void compute_prompt_logits(const Prompt& prompt, std::span<const std::int64_t> wanted,

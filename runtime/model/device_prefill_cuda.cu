@@ -12,6 +12,15 @@
 #include "runtime/model/device_model.hpp"
 
 namespace tessera::cuda {
+namespace {
+
+// Of the last layer: where the query block of the first row whose logits are asked for begins.
+std::int64_t first_row_needed(std::span<const std::int64_t> logit_positions, std::int64_t tokens) {
+  if (logit_positions.empty()) return tokens;
+  return logit_positions.front() / kQueryBlockRows * kQueryBlockRows;
+}
+
+}  // namespace
 
 struct DeviceModel::Prompt {
   int sequence = 0;
@@ -64,11 +73,12 @@ void DeviceModel::prefill(const PrefillRequest& request, std::vector<float>& log
     project_chunk(prompt, 0, first, count);
   }
   for (int layer = 0; layer < config_.layers; ++layer) {
-    attend_prompt(prompt, layer);
-    trim_cache(prompt, layer);
     const bool is_last = layer + 1 == config_.layers;
+    const std::int64_t begin = is_last ? first_row_needed(request.logit_positions, tokens) : 0;
+    attend_prompt(prompt, layer, begin);
+    trim_cache(prompt, layer);
     if (!is_last) extend_prompt(prompt, layer + 1);
-    for (std::int64_t first = 0; first < tokens; first += chunk) {
+    for (std::int64_t first = begin; first < tokens; first += chunk) {
       const std::int64_t count = std::min(chunk, tokens - first);
       Rows rows = prompt.rows;
       rows.hidden += bytes_of(first * config_.hidden);
@@ -122,25 +132,26 @@ void DeviceModel::project_chunk(const Prompt& prompt, int layer, std::int64_t fi
   project(layer, count, rows, target);
 }
 
-void DeviceModel::attend_prompt(const Prompt& prompt, int layer) {
+// Rows from `first` on, which begins a query block.
+void DeviceModel::attend_prompt(const Prompt& prompt, int layer, std::int64_t first) {
   mark(&clock_, Phase::kPrefill, layer, Operation::kAttend);
   PrefillParams p;
-  p.tokens = prompt.tokens();
+  p.tokens = prompt.tokens() - first;
   p.heads = static_cast<int>(config_.heads);
-  p.q = prompt.rows.queries;
+  p.q = prompt.rows.queries + bytes_of(first * q_width());
   p.q_row_stride = q_width();
-  p.block_positions = block_positions_.as<const std::int32_t>();
+  p.block_positions = block_positions_.as<const std::int32_t>() + first / kQueryBlockRows;
   p.kv = cache_->view(prompt.sequence, layer, prompt.tokens());
   p.pool_slots = cache_->capacity();
   p.scale = config_.attention_scale;
   p.window = config_.layer_window[static_cast<std::size_t>(layer)];
-  p.out = prompt.rows.attended;
+  p.out = prompt.rows.attended + bytes_of(first * q_width());
   p.counters = prefill_counters_.as<std::uint32_t>();
   p.stream = stream_;
   prefill_attention(p);
 
   // Tile waste as that of the dense kernel on the CPU.
-  const DensePairs pairs = dense_pairs(prompt.partition, 0, p.window);
+  const DensePairs pairs = dense_pairs(prompt.partition, 0, p.window, first);
   const auto heads = static_cast<std::size_t>(config_.heads);
   attention_.pairs_visible.insert(attention_.pairs_visible.end(), heads, pairs.visible);
   attention_.pairs_executed.insert(attention_.pairs_executed.end(), heads, pairs.executed);

@@ -378,7 +378,6 @@ TEST_CASE("bad command lines are refused in one line that names the option and t
       {kEval + "--set .=5", {"--set ."}},
       {kEval + "--decode quest --set quest.tokens=many", {"--set quest.tokens", "many"}},
       {kEval + "--decode quest --set quest.tokens=8", {"--set quest.tokens", "8", "16"}},
-      {kEval + "--device cuda", {"--device", "cuda", "not there yet"}},
       {kEval + "--device tpu", {"--device", "'tpu'"}},
       {kEval + "--tp 0", {"--tp", "0 is below 1"}},
       {kEval + "--sp 70000", {"--sp", "70000 is above 65536"}},

@@ -74,42 +74,36 @@ __device__ __forceinline__ float from_fixed_on_device(Fixed value) {
   return __double2float_rn(__ll2double_rn(value) * 0x1p-40);
 }
 
-// split_query of attention/page_scores.hpp, by one warp: each lane has neighbouring channels, and the loads
-// of eight heads are under way together. split: (2, D), positive parts first.
+// split_query of attention/page_scores.hpp, by one warp; each lane has neighbouring channels. Eight heads at
+// a time are brought to `scratch` (a stage of the ring), so that their loads are under way together and the
+// sums are a short loop: code that runs once a list comes from far away. split: (2, D), positive parts first.
 template <class Q, int kHeadDim>
-__device__ __forceinline__ void split_on_device(const Q* q, int heads, float* split) {
+__device__ __forceinline__ void split_on_device(const Q* q, int heads, std::byte* scratch, float* split) {
   constexpr int kChannels = kHeadDim / 32;
   constexpr int kAtOnce = 8;
+  static_assert(kAtOnce * kHeadDim * sizeof(Q) <= kStageBytes);
   struct alignas(sizeof(Q) * kChannels < 16 ? sizeof(Q) * kChannels : 16) Channels {
     Q values[kChannels];
   };
   const int lane = static_cast<int>(threadIdx.x % 32);
+  Channels* staged = reinterpret_cast<Channels*>(scratch) + lane;  // each lane reads what it wrote
   Fixed positive[kChannels] = {};
   Fixed negative[kChannels] = {};
   for (int first = 0; first < heads; first += kAtOnce) {
     Channels loaded[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      if (first + i < heads) {
-        loaded[i] =
-            reinterpret_cast<const Channels*>(q + static_cast<std::size_t>(first + i) * kHeadDim)[lane];
-      }
-    }
-    if (heads == 1) {
-#pragma unroll
-      for (int c = 0; c < kChannels; ++c) {
-        const float value = static_cast<float>(loaded[0].values[c]);
-        split[lane * kChannels + c] = value < 0.0f ? 0.0f : value;  // as std::max and std::min: zeros keep
-        split[kHeadDim + lane * kChannels + c] = 0.0f < value ? 0.0f : value;  // their sign
-      }
-      return;
+      const int head = min(first + i, heads - 1);
+      loaded[i] = reinterpret_cast<const Channels*>(q + static_cast<std::size_t>(head) * kHeadDim)[lane];
     }
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      if (first + i >= heads) break;
+    for (int i = 0; i < kAtOnce; ++i) staged[i * 32] = loaded[i];
+#pragma unroll 2
+    for (int i = 0; i < min(kAtOnce, heads - first); ++i) {
+      const Channels channels = staged[i * 32];
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
-        const float value = static_cast<float>(loaded[i].values[c]);
+        const float value = static_cast<float>(channels.values[c]);
         const Fixed fixed = to_fixed_on_device(value);
         positive[c] += value > 0 ? fixed : 0;
         negative[c] += value > 0 ? 0 : fixed;
@@ -118,22 +112,29 @@ __device__ __forceinline__ void split_on_device(const Q* q, int heads, float* sp
   }
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) {
-    split[lane * kChannels + c] = from_fixed_on_device(positive[c]);
-    split[kHeadDim + lane * kChannels + c] = from_fixed_on_device(negative[c]);
+    float high = from_fixed_on_device(positive[c]);
+    float low = from_fixed_on_device(negative[c]);
+    if (heads == 1) {  // taken as it is: std::max and std::min, whose zeros keep their sign
+      const float value = static_cast<float>(staged[0].values[c]);
+      high = value < 0.0f ? 0.0f : value;
+      low = 0.0f < value ? 0.0f : value;
+    }
+    split[lane * kChannels + c] = high;
+    split[kHeadDim + lane * kChannels + c] = low;
   }
 }
 
 template <int kHeadDim>
-__device__ __forceinline__ void split_list(const ScoreArgs& p, int list, float* split) {
+__device__ __forceinline__ void split_list(const ScoreArgs& p, int list, std::byte* scratch, float* split) {
   const int heads = p.problem.heads / p.problem.lists();
   const std::size_t first = static_cast<std::size_t>(list) * static_cast<std::size_t>(heads) * kHeadDim;
   if (p.q_dtype == DType::kF32) {
-    split_on_device<float, kHeadDim>(reinterpret_cast<const float*>(p.q) + first, heads, split);
+    split_on_device<float, kHeadDim>(reinterpret_cast<const float*>(p.q) + first, heads, scratch, split);
   } else if (p.q_dtype == DType::kBF16) {
     split_on_device<__nv_bfloat16, kHeadDim>(reinterpret_cast<const __nv_bfloat16*>(p.q) + first, heads,
-                                             split);
+                                             scratch, split);
   } else {
-    split_on_device<__half, kHeadDim>(reinterpret_cast<const __half*>(p.q) + first, heads, split);
+    split_on_device<__half, kHeadDim>(reinterpret_cast<const __half*>(p.q) + first, heads, scratch, split);
   }
 }
 
@@ -194,6 +195,11 @@ class GroupCursor {
   int list_ = 0;    // of the sequence
   int group_ = 0;   // of the list
 };
+
+// The stage before this one in the ring: read last, filled next.
+__device__ __forceinline__ int last_read(int stage) {
+  return stage == 0 ? kStages - 1 : stage - 1;
+}
 
 template <class T, int kHeadDim>
 constexpr int shared_bytes_of_warp() {
@@ -277,7 +283,7 @@ __global__ __launch_bounds__(kWarps * 32, 1) void score_kernel(const __grid_cons
     ptx::commit_copies();
   };
 
-#pragma unroll
+#pragma unroll 1
   for (int stage = 0; stage < kStages - 1; ++stage) load(stage);
   wait_for_previous();
   let_next_start();
@@ -287,7 +293,7 @@ __global__ __launch_bounds__(kWarps * 32, 1) void score_kernel(const __grid_cons
     if (scoring.list() != current_list) {
       __syncwarp();
       current_list = scoring.list();
-      split_list<kHeadDim>(p, current_list, split);
+      split_list<kHeadDim>(p, current_list, ring + last_read(stage) * kStageBytes, split);
       __syncwarp();
     }
     const int held_slot = scoring.slot();
@@ -296,7 +302,7 @@ __global__ __launch_bounds__(kWarps * 32, 1) void score_kernel(const __grid_cons
     for (int slice = 0; slice < kSlices; ++slice) {
       ptx::wait_copies<kStages - 2>();
       __syncwarp();
-      load(stage == 0 ? kStages - 1 : stage - 1);  // the stage that was read last
+      load(last_read(stage));
       const std::byte* page = ring + stage * kStageBytes + lane * 2 * kSliceBytes;
       const float* positive = split + slice * (kSliceBytes / static_cast<int>(sizeof(T)));
 #pragma unroll

@@ -1,13 +1,15 @@
 // Times attention over random lists of blocks beside the dense kernel: bench_attention_sparse_prefill [LENGTH
 // …], H=8 K=1 D=128 bf16. Lists hold the diagonal block and random others of M tokens, for query blocks of M
 // rows of each head. Prints medians of interleaved rounds, the ratio to dense, and that ratio for each pair
-// kept, which is 1 where time follows 1 − s; planning is part of the time.
+// kept, which is 1 where time follows 1 − s; planning is part of the time. Then block_sparse, whose selection
+// is part of the time too, and timed by itself.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <vector>
 
+#include "attention/block_select_cuda.hpp"
 #include "attention/sparse_prefill_cuda.hpp"
 #include "tests/attention/bench_prefill_problem.cuh"
 
@@ -91,6 +93,63 @@ struct Lists {
   std::vector<double> times;
 };
 
+// block_sparse with a budget that keeps about 1 − sparsity of the pairs.
+struct Chosen {
+  Chosen(const Problem& problem, std::int64_t edge, double sparsity, MemoryMeter& meter)
+      : sparsity(sparsity) {
+    const PrefillParams& dense = problem.p;
+    BlockSelectProblem& q = select.problem;
+    q = {dense.tokens, dense.heads, dense.kv.kv_heads, dense.kv.head_dim, edge, 3};
+    const std::int64_t rows = q.rows();
+    const auto share = [&](std::int64_t budget) {  // of blocks below the diagonal and on it
+      const double b = static_cast<double>(std::min(budget, rows));
+      const double n = static_cast<double>(rows);
+      return (b * (b + 1) / 2 + (n - b) * b) / (n * (n + 1) / 2);
+    };
+    while (share(q.budget) < 1 - sparsity && q.budget < rows) ++q.budget;
+    kept = share(q.budget);
+    const auto buffer = [&](std::size_t bytes) {
+      return DeviceBuffer(bytes, dense.stream.device, MemoryKind::kWorkspace, meter);
+    };
+    const TokenRange all = {0, dense.tokens};
+    const std::vector<QueryRows> query = query_rows({&all, 1}, static_cast<int>(edge));
+    query_blocks = to_device(query.data(), query.size() * sizeof(QueryRows), dense.stream, meter);
+    begins = buffer(static_cast<std::size_t>(q.heads * rows + 1) * sizeof(std::int64_t));
+    entries = buffer(static_cast<std::size_t>(block_list_entries(q)) * sizeof(BlockEntry));
+    means = buffer(block_select_workspace(q));
+    workspace = buffer(sparse_prefill_workspace(dense.heads, rows));
+    select.q = dense.q;
+    select.q_row_stride = dense.q_row_stride;
+    select.kv = dense.kv;
+    select.workspace = means.data();
+    select.row_begin = begins.as<std::int64_t>();
+    select.entries = entries.as<BlockEntry>();
+    select.stream = dense.stream;
+    attend.tokens = dense.tokens;
+    attend.heads = dense.heads;
+    attend.q = dense.q;
+    attend.q_row_stride = dense.q_row_stride;
+    attend.rows = query_blocks.as<QueryRows>();
+    attend.row_blocks = rows;
+    attend.lists = {dense.heads, static_cast<int>(edge), rows, select.row_begin, select.entries};
+    attend.kv = dense.kv;
+    attend.pool_slots = dense.pool_slots;
+    attend.scale = dense.scale;
+    attend.out = dense.out;
+    attend.lse = dense.lse;
+    attend.workspace = workspace.data();
+    attend.counters = dense.counters;
+    attend.stream = dense.stream;
+  }
+
+  double sparsity;
+  double kept = 0;
+  DeviceBuffer query_blocks, begins, entries, means, workspace;
+  DeviceBlockSelectParams select;
+  SparsePrefillParams attend;
+  std::vector<double> select_times, times;
+};
+
 // Milliseconds of one call.
 template <typename Call>
 double time(StreamView stream, CudaEvent& begin, CudaEvent& end, const Call& call) {
@@ -107,6 +166,12 @@ void bench(std::int64_t length, StreamView stream, MemoryMeter& meter) {
   for (int rows : {128, 64}) {
     for (double s : kSparsities) lists.push_back(std::make_unique<Lists>(problem, rows, s, meter));
   }
+  std::vector<std::unique_ptr<Chosen>> chosen;
+  for (std::int64_t edge : {64, 128}) {
+    for (double s : {0.5, 0.8, 0.9, 0.95}) {
+      chosen.push_back(std::make_unique<Chosen>(problem, edge, s, meter));
+    }
+  }
   CudaEvent begin(stream.device, EventUse::kTiming);
   CudaEvent end(stream.device, EventUse::kTiming);
   std::vector<double> dense;
@@ -117,6 +182,16 @@ void bench(std::int64_t length, StreamView stream, MemoryMeter& meter) {
     for (const auto& l : lists) {
       const double ms = time(stream, begin, end, [&] { sparse_prefill_attention(l->p); });
       if (round >= 0) l->times.push_back(ms);
+    }
+    for (const auto& c : chosen) {
+      const double select_ms = time(stream, begin, end, [&] { select_blocks_on_device(c->select); });
+      const double ms = time(stream, begin, end, [&] {
+        select_blocks_on_device(c->select);
+        sparse_prefill_attention(c->attend);
+      });
+      if (round < 0) continue;
+      c->select_times.push_back(select_ms);
+      c->times.push_back(ms);
     }
   }
   const double s = static_cast<double>(length);
@@ -129,6 +204,14 @@ void bench(std::int64_t length, StreamView stream, MemoryMeter& meter) {
     std::printf("S=%-6lld M=%-3d s=%.2f kept %.4f %9.3f ms  of dense %.4f  by pair %.3f %6.1f TFLOP/s\n",
                 static_cast<long long>(length), l->rows_per_block, l->sparsity, l->kept, ms, ms / dense_ms,
                 ms / dense_ms / l->kept, flop * l->kept / ms * 1e-9);
+  }
+  for (const auto& c : chosen) {
+    const double ms = median(c->times);
+    std::printf(
+        "S=%-6lld block_sparse %-3lld s=%.2f kept %.4f %9.3f ms  of dense %.4f  by pair %.3f selection %.3f "
+        "ms\n",
+        static_cast<long long>(length), static_cast<long long>(c->select.problem.edge), c->sparsity, c->kept,
+        ms, ms / dense_ms, ms / dense_ms / c->kept, median(c->select_times));
   }
   std::fflush(stdout);
 }

@@ -289,7 +289,7 @@ void add_gpu_bench_options(OptionSet& set, BenchOptions& o) {
                "head dimension, query heads, KV heads, tokens and sequences: D128-H64-K8-128K-N8",
                [&o](const OptionValue& value) {
                  o.shapes.clear();
-                 for (const std::string& word : value.words)
+                 for (const std::string& word : split_list(value))
                    o.shapes.push_back(parse_bench_shape(word, value.where));
                });
   }
@@ -297,12 +297,12 @@ void add_gpu_bench_options(OptionSet& set, BenchOptions& o) {
     set.custom("path", OptionKind::kList, "LIST", "auto",
                "kernels, timed in turns: auto (as for eval), wgmma, wgmma-192 (192 keys a step, D128), mma",
                [&o](const OptionValue& value) {
-                 for (const std::string& word : value.words) {
+                 o.paths = split_list(value);
+                 for (const std::string& word : o.paths) {
                    if (word != "auto" && word != "wgmma" && word != "wgmma-192" && word != "mma")
                      throw UsageError("{}: '{}' is not one of auto, wgmma, wgmma-192, mma", value.where,
                                       word);
                  }
-                 o.paths = value.words;
                });
   }
   if (o.kind == Kind::kDecode || o.kind == Kind::kSelect) {

@@ -1,5 +1,5 @@
-// block_sparse on the GPU chooses what it chooses on the CPU, bit for bit: gaussian problems, and few-bit
-// whose scores tie.
+// block_sparse on the GPU chooses what it chooses on the CPU, bit for bit: in gaussian problems, and in
+// few-bit ones, whose scores tie.
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 

@@ -11,7 +11,8 @@ namespace tessera::cuda {
 namespace {
 
 constexpr int kPlanThreads = 1024;
-constexpr int kLeastShare = 8;  // pages of a CTA: one a warp
+constexpr int kLeastShare = 8;     // pages of a CTA: one a warp
+constexpr int kPagesOfChange = 8;  // that a CTA reads in the time that going on to a second list takes
 constexpr float kLog2E = 1.4426950408889634f;
 
 // ---- plan -------------------------------------------------------------------------------------------------
@@ -25,11 +26,8 @@ struct PlanArgs {
   CtaStart* starts;
 };
 
-// One CTA: sums the pages of all lists, then looks up where each share starts.
-__global__ __launch_bounds__(kPlanThreads) void plan_kernel(const __grid_constant__ PlanArgs p) {
-  __shared__ int of_warp[kPlanThreads / 32];
-  wait_for_previous();
-  let_next_start();
+// First page of each list among all, where each has a multiple of `unit` pages; returns how many there are.
+__device__ __forceinline__ int lay_out(const PlanArgs& p, int unit, int* of_warp) {
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32;
   const int lists = p.problem.all_lists();
@@ -37,7 +35,8 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(const __grid_constan
   for (int first = 0; first < lists; first += kPlanThreads) {
     const int list = first + thread;
     const int pages = list < lists ? list_pages(p.problem, p.reach, list).pages : 0;
-    int sum = pages;  // inclusive
+    const int room = (pages + unit - 1) / unit * unit;
+    int sum = room;  // inclusive
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
       const int other = __shfl_up_sync(~0u, sum, distance);
@@ -50,28 +49,66 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(const __grid_constan
       if (warp == thread / 32) sum += total;
       total += of_warp[warp];
     }
-    if (list < lists) p.begin[list] = before + sum - pages;
+    if (list < lists) p.begin[list] = before + sum - room;
     before += total;
     __syncthreads();
   }
-  const int share = max((before + p.ctas - 1) / p.ctas, kLeastShare);
-  if (thread == 0) {
-    p.begin[lists] = before;
-    p.head->pages = before;
-    p.head->share = share;
-  }
+  if (thread == 0) p.begin[lists] = before;
   __syncthreads();
-  for (int cta = thread; cta < p.ctas; cta += kPlanThreads) {
+  return before;
+}
+
+__device__ __forceinline__ int sum_of_block(int value, int* of_warp) {
+  static_assert(kPlanThreads == 32 * 32);
+  const int thread = static_cast<int>(threadIdx.x);
+  value = __reduce_add_sync(~0u, value);
+  if (thread % 32 == 0) of_warp[thread / 32] = value;
+  __syncthreads();
+  value = __reduce_add_sync(~0u, of_warp[thread % 32]);
+  __syncthreads();
+  return value;
+}
+
+// The least share from `least` on that leaves each CTA one list, or 0 where that costs more than it saves.
+__device__ __forceinline__ int share_within_lists(const PlanArgs& p, int least, int* of_warp) {
+  const int list = static_cast<int>(threadIdx.x);
+  const int lists = p.problem.all_lists();
+  if (lists > min(p.ctas, kPlanThreads)) return 0;
+  const int pages = list < lists ? list_pages(p.problem, p.reach, list).pages : 0;
+  const auto fits = [&](int share) { return sum_of_block((pages + share - 1) / share, of_warp) <= p.ctas; };
+  if (!fits(least + kPagesOfChange)) return 0;
+  int share = least;
+  while (!fits(share)) ++share;
+  return share;
+}
+
+// One CTA: sums the pages of all lists, then looks up where each share starts.
+__global__ __launch_bounds__(kPlanThreads) void plan_kernel(const __grid_constant__ PlanArgs p) {
+  __shared__ int of_warp[kPlanThreads / 32];
+  wait_for_previous();
+  let_next_start();
+  const int lists = p.problem.all_lists();
+  int pages = lay_out(p, 1, of_warp);
+  int share = max((pages + p.ctas - 1) / p.ctas, kLeastShare);
+  const int own_share = share_within_lists(p, share, of_warp);
+  if (own_share > 0) {
+    share = own_share;
+    pages = lay_out(p, share, of_warp);
+  }
+  if (threadIdx.x == 0) *p.head = {pages, share};
+  for (int cta = static_cast<int>(threadIdx.x); cta < p.ctas; cta += kPlanThreads) {
     const int page = cta * share;
     CtaStart start;
-    if (page < before) {
+    if (page < pages) {
       int low = 0;  // the last list that begins at or before the page, so that empty ones are passed over
       int high = lists;
       while (high - low > 1) {
         const int middle = (low + high) / 2;
         (p.begin[middle] <= page ? low : high) = middle;
       }
-      start = {low, page - p.begin[low], p.begin[low + 1] - p.begin[low], min(share, before - page)};
+      const int size = list_pages(p.problem, p.reach, low).pages;
+      const int first = page - p.begin[low];
+      start = {low, first, size, min(share, own_share > 0 ? size - first : pages - page)};
     }
     p.starts[cta] = start;
   }

@@ -19,7 +19,7 @@ inline constexpr int kMostHeadsOfList = 16;
 
 // What the plan kernel writes: this head, then begin (lists + 1), then a start for each CTA.
 struct PlanHead {
-  std::int32_t pages = 0;  // of all lists
+  std::int32_t pages = 0;  // of all lists, with their room
   std::int32_t share = 0;  // pages of a CTA
 };
 struct alignas(16) CtaStart {
@@ -30,8 +30,9 @@ struct alignas(16) CtaStart {
 };
 inline constexpr std::size_t kPlanHeadBytes = 16;
 
-// CTA c takes pages c · share … of the concatenated lists. A list that several CTAs share leaves one partial
-// result with each: number c + list, which ascends with both.
+// CTA c takes pages c · share … of the concatenated lists. Where it costs little, lists are given room for
+// whole shares, so that no CTA has two of them. A list that several CTAs share leaves one partial result with
+// each: number c + list, which ascends with both.
 struct PlanView {
   const PlanHead* head;
   const std::int32_t* begin;  // (lists + 1) first page of each list among all

@@ -1,7 +1,7 @@
 // Scores of pages (attention/page_select_cuda.hpp). Bound by memory: bounds are read once, 1/16 of the keys
 // and values. Each warp runs by itself over groups of 32 pages, a page a lane, since a score is one chain of
-// additions over d; a ring of stages filled by cp.async holds slices of 128 bytes of both bounds of the
-// group.
+// additions over d; a ring of stages filled by cp.async holds slices of up to 256 bytes of both bounds of
+// the group, so that with D = 128 the bounds of a page are read in one piece.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -19,12 +19,9 @@
 namespace tessera::cuda {
 namespace {
 
-constexpr int kWarps = 8;
-constexpr int kStages = 3;
+constexpr int kWarps = 4;
 constexpr int kGroupPages = 32;
 constexpr int kGroupBlocks = kGroupPages * kPageTokens / kBlockTokens;
-constexpr int kSliceBytes = 128;
-constexpr int kStageBytes = kGroupPages * 2 * kSliceBytes;
 constexpr int kMostSequences = 256;
 
 struct ScoreArgs {
@@ -74,42 +71,35 @@ __device__ __forceinline__ float from_fixed_on_device(Fixed value) {
   return __double2float_rn(__ll2double_rn(value) * 0x1p-40);
 }
 
-// split_query of attention/page_scores.hpp, by one warp: each lane has neighbouring channels, and the loads
-// of eight heads are under way together. split: (2, D), positive parts first.
+// split_query of attention/page_scores.hpp, by one warp; each lane has neighbouring channels. Eight heads at
+// a time are brought to `scratch` (a stage of the ring), so that their loads are under way together and the
+// sums are a short loop: code that runs once a list comes from far away. split: (2, D), positive parts first.
 template <class Q, int kHeadDim>
-__device__ __forceinline__ void split_on_device(const Q* q, int heads, float* split) {
+__device__ __forceinline__ void split_on_device(const Q* q, int heads, std::byte* scratch, float* split) {
   constexpr int kChannels = kHeadDim / 32;
   constexpr int kAtOnce = 8;
   struct alignas(sizeof(Q) * kChannels < 16 ? sizeof(Q) * kChannels : 16) Channels {
     Q values[kChannels];
   };
   const int lane = static_cast<int>(threadIdx.x % 32);
+  Channels* staged = reinterpret_cast<Channels*>(scratch) + lane;  // each lane reads what it wrote
   Fixed positive[kChannels] = {};
   Fixed negative[kChannels] = {};
   for (int first = 0; first < heads; first += kAtOnce) {
     Channels loaded[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      if (first + i < heads) {
-        loaded[i] =
-            reinterpret_cast<const Channels*>(q + static_cast<std::size_t>(first + i) * kHeadDim)[lane];
-      }
-    }
-    if (heads == 1) {
-#pragma unroll
-      for (int c = 0; c < kChannels; ++c) {
-        const float value = static_cast<float>(loaded[0].values[c]);
-        split[lane * kChannels + c] = value < 0.0f ? 0.0f : value;  // as std::max and std::min: zeros keep
-        split[kHeadDim + lane * kChannels + c] = 0.0f < value ? 0.0f : value;  // their sign
-      }
-      return;
+      const int head = min(first + i, heads - 1);
+      loaded[i] = reinterpret_cast<const Channels*>(q + static_cast<std::size_t>(head) * kHeadDim)[lane];
     }
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      if (first + i >= heads) break;
+    for (int i = 0; i < kAtOnce; ++i) staged[i * 32] = loaded[i];
+#pragma unroll 2
+    for (int i = 0; i < min(kAtOnce, heads - first); ++i) {
+      const Channels channels = staged[i * 32];
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
-        const float value = static_cast<float>(loaded[i].values[c]);
+        const float value = static_cast<float>(channels.values[c]);
         const Fixed fixed = to_fixed_on_device(value);
         positive[c] += value > 0 ? fixed : 0;
         negative[c] += value > 0 ? 0 : fixed;
@@ -118,22 +108,29 @@ __device__ __forceinline__ void split_on_device(const Q* q, int heads, float* sp
   }
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) {
-    split[lane * kChannels + c] = from_fixed_on_device(positive[c]);
-    split[kHeadDim + lane * kChannels + c] = from_fixed_on_device(negative[c]);
+    float high = from_fixed_on_device(positive[c]);
+    float low = from_fixed_on_device(negative[c]);
+    if (heads == 1) {  // taken as it is: std::max and std::min, whose zeros keep their sign
+      const float value = static_cast<float>(staged[0].values[c]);
+      high = value < 0.0f ? 0.0f : value;
+      low = 0.0f < value ? 0.0f : value;
+    }
+    split[lane * kChannels + c] = high;
+    split[kHeadDim + lane * kChannels + c] = low;
   }
 }
 
 template <int kHeadDim>
-__device__ __forceinline__ void split_list(const ScoreArgs& p, int list, float* split) {
+__device__ __forceinline__ void split_list(const ScoreArgs& p, int list, std::byte* scratch, float* split) {
   const int heads = p.problem.heads / p.problem.lists();
   const std::size_t first = static_cast<std::size_t>(list) * static_cast<std::size_t>(heads) * kHeadDim;
   if (p.q_dtype == DType::kF32) {
-    split_on_device<float, kHeadDim>(reinterpret_cast<const float*>(p.q) + first, heads, split);
+    split_on_device<float, kHeadDim>(reinterpret_cast<const float*>(p.q) + first, heads, scratch, split);
   } else if (p.q_dtype == DType::kBF16) {
     split_on_device<__nv_bfloat16, kHeadDim>(reinterpret_cast<const __nv_bfloat16*>(p.q) + first, heads,
-                                             split);
+                                             scratch, split);
   } else {
-    split_on_device<__half, kHeadDim>(reinterpret_cast<const __half*>(p.q) + first, heads, split);
+    split_on_device<__half, kHeadDim>(reinterpret_cast<const __half*>(p.q) + first, heads, scratch, split);
   }
 }
 
@@ -196,21 +193,35 @@ class GroupCursor {
 };
 
 template <class T, int kHeadDim>
-constexpr int shared_bytes_of_warp() {
-  return kStages * kStageBytes + 2 * kHeadDim * static_cast<int>(sizeof(float));
-}
+struct ScoreShape {
+  static constexpr int kBoundBytes = kHeadDim * static_cast<int>(sizeof(T));
+  static constexpr int kSliceBytes = std::min(kBoundBytes, 256);
+  static constexpr int kSlices = kBoundBytes / kSliceBytes;
+  static constexpr int kStageBytes = kGroupPages * 2 * kSliceBytes;
+  static constexpr int kStages = 48 * 1024 / kStageBytes;  // three, or six of half the size
+  static constexpr int kWarpBytes = kStages * kStageBytes + 2 * kHeadDim * static_cast<int>(sizeof(float));
+  static_assert(8 * kHeadDim * static_cast<int>(sizeof(float)) <= kStageBytes, "split_on_device's scratch");
+  // The stage before this one in the ring: read last, filled next.
+  static __device__ __forceinline__ int last_read(int stage) { return stage == 0 ? kStages - 1 : stage - 1; }
+};
 
 template <class T, int kHeadDim>
 __global__ __launch_bounds__(kWarps * 32, 1) void score_kernel(const __grid_constant__ ScoreArgs p) {
-  constexpr int kBoundBytes = kHeadDim * static_cast<int>(sizeof(T));
-  constexpr int kSlices = kBoundBytes / kSliceBytes;
+  using Shape = ScoreShape<T, kHeadDim>;
+  constexpr int kBoundBytes = Shape::kBoundBytes;
+  constexpr int kSliceBytes = Shape::kSliceBytes;
+  constexpr int kSlices = Shape::kSlices;
+  constexpr int kStageBytes = Shape::kStageBytes;
+  constexpr int kStages = Shape::kStages;
   constexpr int kChunkValues = 16 / static_cast<int>(sizeof(T));
+  constexpr int kBoundChunks = kSliceBytes / 16;  // of one bound in a slice
+  constexpr int kPagesAtOnce = 32 / (2 * kBoundChunks);
   extern __shared__ __align__(128) std::byte shared[];
   __shared__ int groups_before[kMostSequences + 1];
 
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x % 32);
-  std::byte* ring = shared + warp * shared_bytes_of_warp<T, kHeadDim>();
+  std::byte* ring = shared + warp * Shape::kWarpBytes;
   float* split = reinterpret_cast<float*>(ring + kStages * kStageBytes);
   const std::uint32_t ring_address = ptx::shared_address(ring);
 
@@ -255,17 +266,17 @@ __global__ __launch_bounds__(kWarps * 32, 1) void score_kernel(const __grid_cons
     if (left > 0) {
       if (load_slice == 0) slot = loading.slot();
       const std::uint32_t target = ring_address + stage * kStageBytes;
-#pragma unroll
+#pragma unroll 16
       for (int i = 0; i < kStageBytes / 512; ++i) {
-        const int page = 2 * i + lane / 16;
-        const int chunk = lane % 16;  // 8 of the lowest values, 8 of the highest
-        const int page_slot = __shfl_sync(~0u, slot, i / 2);
+        const int page = kPagesAtOnce * i + lane / (2 * kBoundChunks);
+        const int chunk = lane % (2 * kBoundChunks);  // of the lowest values, then of the highest
+        const int page_slot = __shfl_sync(~0u, slot, kPagesAtOnce * i / (kBlockTokens / kPageTokens));
         const bool held = page_slot != kNoSlot;
         const std::size_t place =
             static_cast<std::size_t>(held ? page_slot : 0) * (kBlockTokens / kPageTokens) +
             static_cast<std::size_t>(page % (kBlockTokens / kPageTokens));
-        const std::byte* source = p.bounds + place * 2 * kBoundBytes + (chunk / 8) * kBoundBytes +
-                                  load_slice * kSliceBytes + chunk % 8 * 16;
+        const std::byte* source = p.bounds + place * 2 * kBoundBytes + chunk / kBoundChunks * kBoundBytes +
+                                  load_slice * kSliceBytes + chunk % kBoundChunks * 16;
         ptx::copy_16_bytes(target + page * 2 * kSliceBytes + ((chunk ^ (page & 7)) << 4), source, held);
       }
       --left;
@@ -277,7 +288,7 @@ __global__ __launch_bounds__(kWarps * 32, 1) void score_kernel(const __grid_cons
     ptx::commit_copies();
   };
 
-#pragma unroll
+#pragma unroll 1
   for (int stage = 0; stage < kStages - 1; ++stage) load(stage);
   wait_for_previous();
   let_next_start();
@@ -287,7 +298,7 @@ __global__ __launch_bounds__(kWarps * 32, 1) void score_kernel(const __grid_cons
     if (scoring.list() != current_list) {
       __syncwarp();
       current_list = scoring.list();
-      split_list<kHeadDim>(p, current_list, split);
+      split_list<kHeadDim>(p, current_list, ring + Shape::last_read(stage) * kStageBytes, split);
       __syncwarp();
     }
     const int held_slot = scoring.slot();
@@ -296,16 +307,16 @@ __global__ __launch_bounds__(kWarps * 32, 1) void score_kernel(const __grid_cons
     for (int slice = 0; slice < kSlices; ++slice) {
       ptx::wait_copies<kStages - 2>();
       __syncwarp();
-      load(stage == 0 ? kStages - 1 : stage - 1);  // the stage that was read last
+      load(Shape::last_read(stage));
       const std::byte* page = ring + stage * kStageBytes + lane * 2 * kSliceBytes;
       const float* positive = split + slice * (kSliceBytes / static_cast<int>(sizeof(T)));
-#pragma unroll
-      for (int chunk = 0; chunk < 8; ++chunk) {
+#pragma unroll 8
+      for (int chunk = 0; chunk < kBoundChunks; ++chunk) {
         float lowest[kChunkValues];
         float highest[kChunkValues];
         widen(*reinterpret_cast<const uint4*>(page + ((chunk ^ (lane & 7)) << 4)), lowest,
               static_cast<const T*>(nullptr));
-        widen(*reinterpret_cast<const uint4*>(page + (((chunk + 8) ^ (lane & 7)) << 4)), highest,
+        widen(*reinterpret_cast<const uint4*>(page + (((chunk + kBoundChunks) ^ (lane & 7)) << 4)), highest,
               static_cast<const T*>(nullptr));
 #pragma unroll
         for (int i = 0; i < kChunkValues; ++i) {
@@ -330,7 +341,7 @@ void launch_scores(const ScoreArgs& args, const DevicePageScoreParams& p) {
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(p.multiprocessors));
   shape.block = dim3(kWarps * 32);
-  shape.shared_bytes = kWarps * shared_bytes_of_warp<T, kHeadDim>();
+  shape.shared_bytes = kWarps * ScoreShape<T, kHeadDim>::kWarpBytes;
   shape.overlaps_previous = p.overlaps_previous;
   launch(score_kernel<T, kHeadDim>, shape, p.stream, args);
 }

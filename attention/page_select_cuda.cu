@@ -1,9 +1,10 @@
-// The highest pages of each list (attention/page_select_cuda.hpp): a radix select over integers in the order
-// of the scores, one CTA a list. The bits that all ranks share are skipped, so that scores that lie close
-// together spread over the bins of the first round.
+// The highest pages of each list (attention/page_select_cuda.hpp), one CTA a list: a histogram over the range
+// of the scores finds the bin of the last chosen page, and the few pages in it are compared one by one; where
+// many share the bin it is divided again. One multiprocessor does all of a list, so that instructions count.
+#include "attention/page_select_cuda.hpp"
+
 #include <algorithm>
 
-#include "attention/page_select_cuda.hpp"
 #include "runtime/core/cuda_launch.hpp"
 #include "runtime/core/cuda_overlap.cuh"
 #include "runtime/core/error.hpp"
@@ -12,14 +13,13 @@
 namespace tessera::cuda {
 namespace {
 
-// Little shared memory and few registers, so that these CTAs are resident while the scores are still made.
-constexpr int kThreads = 512;
+constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
 constexpr int kKept =
-    16;  // places a thread keeps in registers: 8,192 pages; those of longer lists are read again
+    8;  // places a thread keeps in registers: 8,192 pages; those of longer lists are read again
 constexpr int kDigitBits = 11;
 constexpr int kBins = 1 << kDigitBits;
-constexpr int kBinsOfThread = kBins / kThreads;
+constexpr int kFew = 32;  // pages of a bin that a warp can compare
 
 struct SelectArgs {
   PageSelectProblem problem;
@@ -58,43 +58,25 @@ struct Places {
     end = min(pages, begin + run);
     all_kept = run <= kKept * 32;
     if (!all_kept) return;
-    read(begin, kept);
+    const int page = begin + static_cast<int>(threadIdx.x % 32);
+    float loaded[kKept];  // all loads are under way before the first is used
+#pragma unroll
+    for (int i = 0; i < kKept; ++i) loaded[i] = page + i * 32 < end ? scores[page + i * 32] : 0.0f;
+#pragma unroll
+    for (int i = 0; i < kKept; ++i) kept[i] = page + i * 32 < end ? place_of_score(loaded[i]) : 0;
   }
   // visit(first page, place of page first + lane; 0 past the end), 32 pages at a time, ascending.
   template <class Visit>
   __device__ __forceinline__ void each(const Visit& visit) const {
     if (all_kept) {
 #pragma unroll
-      for (int i = 0; i < kKept; ++i) {
-        if (begin + i * 32 < end) visit(begin + i * 32, kept[i]);
-      }
+      for (int i = 0; i < kKept; ++i) visit(begin + i * 32, kept[i]);
       return;
     }
-    constexpr int kAtOnce = 4;
-    for (int first = begin; first < end; first += kAtOnce * 32) {
-      std::uint32_t places[kAtOnce];
-      read(first, places);
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (first + i * 32 < end) visit(first + i * 32, places[i]);
-      }
-    }
-  }
-
- private:
-  // All loads are under way before the first is used.
-  template <int kCount>
-  __device__ __forceinline__ void read(int first, std::uint32_t (&places)[kCount]) const {
-    float loaded[kCount];
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const int page = first + i * 32 + static_cast<int>(threadIdx.x % 32);
-      loaded[i] = scores[max(min(page, end - 1), 0)];
-    }
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const int page = first + i * 32 + static_cast<int>(threadIdx.x % 32);
-      places[i] = page < end ? place_of_score(loaded[i]) : 0;
+#pragma unroll 1
+    for (int first = begin; first < end; first += 32) {
+      const int page = first + static_cast<int>(threadIdx.x % 32);
+      visit(first, page < end ? place_of_score(scores[page]) : 0);
     }
   }
 };
@@ -105,45 +87,61 @@ struct SelectShared {
   std::uint32_t lowest[kWarps];
   std::uint32_t highest[kWarps];
   int held[kWarps];
+  std::uint32_t few[kFew];
+  int few_count;
   int digit;
   int above;
   int inside;
 };
 
-// The lowest place that is chosen, and how many of the pages that have it are (the first ones).
+__device__ __forceinline__ void clear_bins(SelectShared& shared) {
+  const int thread = static_cast<int>(threadIdx.x);
+  reinterpret_cast<int2*>(shared.bins)[thread] = make_int2(0, 0);
+  if (thread == 0) shared.few_count = 0;
+}
+
+// Chosen are the pages whose place is above `place`, and the first `ties` of those that have it.
 struct Border {
   std::uint32_t place;
   int ties;
 };
 
-__device__ __forceinline__ void clear_bins(SelectShared& shared) {
-  for (int bin = static_cast<int>(threadIdx.x); bin < kBins; bin += kThreads) shared.bins[bin] = 0;
+// The `count`-th highest of `inside` ≤ kFew places, by every warp alike.
+__device__ __forceinline__ Border border_of_few(const SelectShared& shared, int inside, int count) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const std::uint32_t own = lane < inside ? shared.few[lane] : 0;
+  int above = 0;
+  int equal = 0;
+  for (int i = 0; i < inside; ++i) {
+    const std::uint32_t other = __shfl_sync(~0u, own, i);
+    above += other > own;
+    equal += other == own;
+  }
+  const bool last = lane < inside && above < count && count <= above + equal;
+  const int source = __ffs(static_cast<int>(__ballot_sync(~0u, last))) - 1;
+  const std::uint32_t place = __shfl_sync(~0u, own, source);
+  const int ties = count - __shfl_sync(~0u, above, source);
+  // Where all that tie are chosen, no one need count them.
+  return ties == __shfl_sync(~0u, equal, source) ? Border{place - 1, 0} : Border{place, ties};
 }
 
-// The bins must be clear. Of places at least `count` ≥ 1 of which are not 0.
+// The bins must be clear. Of the places between lowest and highest (none of which is 0) at least `count` ≥ 1.
 __device__ __forceinline__ Border find_border(const Places& places, int count, std::uint32_t lowest,
                                               std::uint32_t highest, SelectShared& shared) {
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32;
   const int warp = thread / 32;
-  if (lowest == highest) return {lowest, count};
-  int top = 32 - __clz(static_cast<int>(lowest ^ highest));  // bits above are the same in all
-  std::uint32_t prefix = top == 32 ? 0 : highest >> top;     // of the border, as far as it is known
   while (true) {
-    const int shift = max(top - kDigitBits, 0);
-    const int bits = top - shift;
+    const std::uint32_t range = highest - lowest;
+    if (range == 0) return {lowest, count};
+    const int shift = max(32 - __clz(static_cast<int>(range)) - kDigitBits, 0);
     places.each([&](int, std::uint32_t place) {
-      if (place != 0 && (top == 32 || place >> top == prefix)) {
-        atomicAdd(&shared.bins[(place >> shift) & ((1u << bits) - 1)], 1);
-      }
+      if (place - lowest <= range) atomicAdd(&shared.bins[(place - lowest) >> shift], 1);
     });
     __syncthreads();
-    // Thread i owns kBinsOfThread bins, the highest first.
-    const int high_bin = kBins - 1 - kBinsOfThread * thread;
-    int inside[kBinsOfThread];
-    int own = 0;
-#pragma unroll
-    for (int i = 0; i < kBinsOfThread; ++i) own += inside[i] = shared.bins[high_bin - i];
+    // Thread i owns two bins, the highest first.
+    const int2 pair = reinterpret_cast<const int2*>(shared.bins)[kThreads - 1 - thread];
+    const int own = pair.x + pair.y;
     int sum = own;
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
@@ -152,28 +150,68 @@ __device__ __forceinline__ Border find_border(const Places& places, int count, s
     }
     if (lane == 31) shared.of_warp[warp] = sum;
     __syncthreads();
-    int before = sum - own;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) before += w < warp ? shared.of_warp[w] : 0;
-#pragma unroll
-    for (int i = 0; i < kBinsOfThread; ++i) {
-      if (before < count && before + inside[i] >= count) {
-        shared.digit = high_bin - i;
-        shared.above = before;
-        shared.inside = inside[i];
-      }
-      before += inside[i];
+    const int before = sum - own + __reduce_add_sync(~0u, lane < warp ? shared.of_warp[lane] : 0);
+    if (before < count && before + own >= count) {
+      const bool high = before + pair.y >= count;
+      shared.digit = 2 * (kThreads - 1 - thread) + (high ? 1 : 0);
+      shared.above = before + (high ? 0 : pair.y);
+      shared.inside = high ? pair.y : pair.x;
     }
     __syncthreads();
     count -= shared.above;
-    prefix = prefix << bits | static_cast<std::uint32_t>(shared.digit);
-    if (shift == 0) return {prefix, count};
-    // All of the bin: every place from its lower edge on is chosen, and none of them shares a tie.
-    if (shared.inside == count) return {(prefix << shift) - 1, 0};
-    top = shift;
-    clear_bins(shared);  // all have read them, and the digit
+    const int inside = shared.inside;
+    lowest += static_cast<std::uint32_t>(shared.digit) << shift;
+    if (inside == count) return {lowest - 1, 0};  // all of the bin
+    highest = min(highest, lowest + ((1u << shift) - 1));
+    if (inside <= kFew) {
+      places.each([&](int, std::uint32_t place) {
+        if (place >= lowest && place <= highest) shared.few[atomicAdd(&shared.few_count, 1)] = place;
+      });
+      __syncthreads();
+      return border_of_few(shared, inside, count);
+    }
+    clear_bins(shared);  // all have read them
     __syncthreads();
   }
+}
+
+// Writes the chosen pages, ascending: each warp those of its run, once it knows how many come before.
+template <bool kTies>
+__device__ __forceinline__ int write_chosen(const Places& places, const Border& border, std::int32_t* chosen,
+                                            SelectShared& shared) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  int above = 0;
+  int ties = 0;
+  places.each([&](int, std::uint32_t place) {
+    above += place > border.place;
+    if (kTies) ties += place == border.place;
+  });
+  above = __reduce_add_sync(~0u, above);
+  if (kTies) ties = __reduce_add_sync(~0u, ties);
+  if (lane == 0) {
+    shared.held[warp] = above;
+    shared.lowest[warp] = static_cast<std::uint32_t>(ties);
+  }
+  __syncthreads();
+  above = __reduce_add_sync(~0u, lane < warp ? shared.held[lane] : 0);
+  if (kTies) ties = __reduce_add_sync(~0u, lane < warp ? static_cast<int>(shared.lowest[lane]) : 0);
+  const std::uint32_t lower = (1u << lane) - 1;
+  places.each([&](int first, std::uint32_t place) {
+    const std::uint32_t are_above = __ballot_sync(~0u, place > border.place);
+    int target = above + __popc(are_above & lower);
+    bool in = place > border.place;
+    if (kTies) {
+      const std::uint32_t are_ties = __ballot_sync(~0u, place == border.place);
+      const int tie = ties + __popc(are_ties & lower);
+      target += min(tie, border.ties);
+      in = in || (place == border.place && tie < border.ties);
+      ties += __popc(are_ties);
+    }
+    if (in) chosen[target] = first + lane;
+    above += __popc(are_above);
+  });
+  return above + (kTies ? min(ties, border.ties) : 0);  // in the last warp: all
 }
 
 __global__ __launch_bounds__(kThreads) void select_kernel(const __grid_constant__ SelectArgs p) {
@@ -201,7 +239,7 @@ __global__ __launch_bounds__(kThreads) void select_kernel(const __grid_constant_
   std::uint32_t highest = 0;
   int held = 0;
   places.each([&](int, std::uint32_t place) {
-    lowest = min(lowest, place != 0 ? place : ~0u);
+    lowest = min(lowest, place - 1);  // 0, not held, becomes the highest
     highest = max(highest, place);
     held += place != 0;
   });
@@ -214,48 +252,20 @@ __global__ __launch_bounds__(kThreads) void select_kernel(const __grid_constant_
     shared.held[warp] = held;
   }
   __syncthreads();
-  lowest = __reduce_min_sync(~0u, shared.lowest[lane % kWarps]);
-  highest = __reduce_max_sync(~0u, shared.highest[lane % kWarps]);
-  held = __reduce_add_sync(~0u, lane < kWarps ? shared.held[lane] : 0);
+  lowest = __reduce_min_sync(~0u, shared.lowest[lane]) + 1;
+  highest = __reduce_max_sync(~0u, shared.highest[lane]);
+  held = __reduce_add_sync(~0u, shared.held[lane]);
   __syncthreads();
 
   Border border = {0, 0};  // all that are held
-  if (p.budget_pages < held) {
-    border =
-        p.budget_pages == 0 ? Border{~0u, 0} : find_border(places, p.budget_pages, lowest, highest, shared);
+  if (p.budget_pages == 0) {
+    border.place = ~0u;
+  } else if (p.budget_pages < held) {
+    border = find_border(places, p.budget_pages, lowest, highest, shared);
   }
-
-  // Each warp writes the chosen of its own run: first how many those of the warps before it are.
-  int above = 0;
-  int ties = 0;
-  places.each([&](int, std::uint32_t place) {
-    above += place > border.place;
-    ties += place != 0 && place == border.place;
-  });
-  above = __reduce_add_sync(~0u, above);
-  ties = __reduce_add_sync(~0u, ties);
-  __syncthreads();
-  if (lane == 0) {
-    shared.held[warp] = above;
-    shared.of_warp[warp] = ties;
-  }
-  __syncthreads();
-  above = __reduce_add_sync(~0u, lane < warp ? shared.held[lane] : 0);
-  ties = __reduce_add_sync(~0u, lane < warp ? shared.of_warp[lane] : 0);
-  places.each([&](int first, std::uint32_t place) {
-    const std::uint32_t are_above = __ballot_sync(~0u, place > border.place);
-    const std::uint32_t are_ties = __ballot_sync(~0u, place != 0 && place == border.place);
-    const std::uint32_t lower = (1u << lane) - 1;
-    const int tie = ties + __popc(are_ties & lower);
-    const int target = above + __popc(are_above & lower) + min(tie, border.ties);
-    if ((are_above >> lane & 1) != 0 || ((are_ties >> lane & 1) != 0 && tie < border.ties)) {
-      chosen[target] = first + lane;
-    }
-    above += __popc(are_above);
-    ties += __popc(are_ties);
-  });
+  const int count = border.ties == 0 ? write_chosen<false>(places, border, chosen, shared)
+                                     : write_chosen<true>(places, border, chosen, shared);
   if (warp == kWarps - 1 && lane == 0) {
-    const int count = above + min(ties, border.ties);
     chosen[count] = current;
     p.page_count[list] = count + 1;
   }

@@ -1,4 +1,4 @@
-// A consumer warpgroup of the prefill kernel: products, masks and softmax of one query block, tile by tile,
+// A consumer warpgroup of the prefill kernels: products, masks and softmax of one query block, tile by tile,
 // and its rows of the output.
 #pragma once
 
@@ -62,14 +62,10 @@ __device__ __forceinline__ void issue_output(float (&out)[C::kHeadDim / 2],
 // What a consumer takes over from a tile's head, before the stage can be reused.
 template <class C>
 struct TileKeys {
-  int first[C::kBlocks];
-  int begin[C::kBlocks];
+  int first[C::kParts];
   __device__ __forceinline__ void read(const KeyTile<C>& tile) {
 #pragma unroll
-    for (int b = 0; b < C::kBlocks; ++b) {
-      first[b] = tile.first[b];
-      begin[b] = tile.begin[b];
-    }
+    for (int part = 0; part < C::kParts; ++part) first[part] = tile.first[part];
   }
 };
 
@@ -81,24 +77,25 @@ __device__ __forceinline__ void mask_tile(float (&scores)[C::kKeys / 2], const T
   const int all_from = p.window > 0 ? rows + kBlockRows - p.window : 0;
   const int all_to = min(rows, p.length - 1);
 #pragma unroll
-  for (int b = 0; b < C::kBlocks; ++b) {
-    const int first = keys.first[b];
-    const int begin = keys.begin[b];
-    if (first + kBlockRows - 1 <= all_to && first >= all_from && first >= begin) continue;
+  for (int part = 0; part < C::kParts; ++part) {
+    const int first = keys.first[part];
+    const int begin = (first + C::kPartRows - 1) & -C::kPartRows;  // rows before this position hold nothing
+    if (first + C::kPartRows - 1 <= all_to && first >= all_from && first == begin) continue;
     const int from[2] = {max(low[0], begin), max(low[1], begin)};
-    mask_block(scores + 32 * b, first, from, high);
+    mask_part<C::kPartRows>(scores + C::kPartRows / 2 * part, first, from, high);
   }
 }
 
+// row_block: of the ring's items.
 template <class C>
-__device__ __forceinline__ void consume(const PrefillArguments& p, PrefillShared<C>& s, int warpgroup) {
-  constexpr int kTurn = 1;  // named barriers from here on, one a warpgroup
+__device__ __forceinline__ void consume(const PrefillArguments& p, PrefillRing<C>& s, int row_block) {
+  constexpr int kTurn = 1;  // named barriers from here on, one a warpgroup: all are of one ring
   const bool warp_leader = threadIdx.x % 32 == 0;
   const float scale_log2 = p.scale * 1.4426950408889634F;
   const int row = threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4;
-  const std::uint64_t q_operand = ptx::swizzled_descriptor(ptx::shared_address(s.q[warpgroup]), 0);
-  const std::uint32_t k_address = ptx::shared_address(s.k[0]);
-  const std::uint32_t v_address = ptx::shared_address(s.v[0]);
+  const std::uint64_t q_operand = ptx::swizzled_descriptor(ptx::shared_address(s.q[row_block]), 0);
+  const std::uint32_t k_address = ptx::shared_address(s.k);
+  const std::uint32_t v_address = ptx::shared_address(s.v);
   constexpr std::uint32_t kStageBytes = C::kKeys * C::kHeadDim * sizeof(typename C::T);
   constexpr std::uint32_t kGroupBytes = C::kKeys * 128;
   const auto release = [&](std::uint64_t* barrier) {
@@ -106,7 +103,7 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillShared
   };
 
   if constexpr (C::kTurns) {
-    if (warpgroup == C::kConsumers - 1) ptx::named_barrier_arrive(kTurn, 2 * kWarpgroup);
+    if (row_block == C::kConsumers - 1) ptx::named_barrier_arrive(kTurn, 2 * kWarpgroup);
   }
   RingPlace<C::kStages> place;
   std::uint32_t q_parity = 0;
@@ -115,13 +112,15 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillShared
   std::uint32_t probabilities[C::kKeys / 4];
   while (true) {
     ptx::barrier_wait(&s.k_full[place.stage], place.parity);
-    const int item = s.tiles[place.stage].item;
-    if (item < 0) break;
-    const WorkItem work = decode_item<C>(p, item);
-    const int rows = s.tiles[place.stage].rows[warpgroup];
-    bool last = s.tiles[place.stage].last != 0;
+    const KeyTile<C>& first_tile = s.tiles[place.stage];
+    const int head = first_tile.rows.head;
+    if (head < 0) break;
+    const int token = first_tile.rows.token + row_block * kBlockRows;
+    const int end = first_tile.rows.end;
+    const int rows = first_tile.rows.position[row_block];
+    bool last = first_tile.last != 0;
     TileKeys<C> keys;
-    keys.read(s.tiles[place.stage]);
+    keys.read(first_tile);
     // Positions that this thread's two rows see. A query block that is not there sees none.
     const int position[2] = {rows + row, rows + row + 8};
     const int high[2] = {rows < 0 ? -1 : min(position[0], p.length - 1),
@@ -129,13 +128,13 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillShared
     const int low[2] = {p.window > 0 ? position[0] - p.window + 1 : 0,
                         p.window > 0 ? position[1] - p.window + 1 : 0};
 
-    ptx::barrier_wait(&s.q_full[warpgroup], q_parity);
+    ptx::barrier_wait(&s.q_full[row_block], q_parity);
     QueryFragments<C> fragments;
-    fragments.read(ptx::shared_address(s.q[warpgroup]));
+    fragments.read(ptx::shared_address(s.q[row_block]));
     constexpr bool kQueriesTaken = C::kQuerySteps * 16 == C::kHeadDim;
     if constexpr (kQueriesTaken) {
       __syncwarp();
-      release(&s.q_empty[warpgroup]);
+      release(&s.q_empty[row_block]);
     }
     ptx::wgmma_fence();
     issue_scores<C>(scores, fragments, q_operand,
@@ -144,7 +143,7 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillShared
     ptx::fence_registers(scores);
     __syncwarp();
     release(&s.k_empty[place.stage]);
-    if (last && !kQueriesTaken) release(&s.q_empty[warpgroup]);
+    if (last && !kQueriesTaken) release(&s.q_empty[row_block]);
     mask_tile<C>(scores, keys, rows, low, high, p);
     RowPair state = {{negative_infinity(), negative_infinity()}, {0, 0}};
     float factor[2];
@@ -159,7 +158,7 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillShared
       ptx::barrier_wait(&s.k_full[place.stage], place.parity);
       last = s.tiles[place.stage].last != 0;
       keys.read(s.tiles[place.stage]);
-      if constexpr (C::kTurns) ptx::named_barrier_wait(kTurn + warpgroup, 2 * kWarpgroup);
+      if constexpr (C::kTurns) ptx::named_barrier_wait(kTurn + row_block, 2 * kWarpgroup);
       ptx::wgmma_fence();
       issue_scores<C>(scores, fragments, q_operand,
                       ptx::swizzled_descriptor(k_address + place.stage * kStageBytes, 0));
@@ -167,13 +166,13 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillShared
       issue_output<C>(out, probabilities,
                       ptx::swizzled_descriptor(v_address + before.stage * kStageBytes, kGroupBytes));
       if constexpr (C::kTurns) {
-        ptx::named_barrier_arrive(kTurn + (warpgroup + 1) % C::kConsumers, 2 * kWarpgroup);
+        ptx::named_barrier_arrive(kTurn + (row_block + 1) % C::kConsumers, 2 * kWarpgroup);
       }
       ptx::wgmma_wait<1>();
       ptx::fence_registers(scores);
       __syncwarp();
       release(&s.k_empty[place.stage]);
-      if (last && !kQueriesTaken) release(&s.q_empty[warpgroup]);
+      if (last && !kQueriesTaken) release(&s.q_empty[row_block]);
       mask_tile<C>(scores, keys, rows, low, high, p);
       softmax_step<C::kKeys / 2>(scores, state, factor, scale_log2, C::kSlack);
       // The assembler would schedule the wait in front of the softmax, which is to run beside the products. A
@@ -197,7 +196,7 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillShared
     release(&s.v_empty[place.stage]);
     place.advance();
     q_parity ^= 1;
-    store_rows<typename C::T, C::kHeadDim>(out, state, work, work.query_block + warpgroup, p);
+    store_rows<typename C::T, C::kHeadDim>(out, state, head, token, end, p);
   }
 }
 

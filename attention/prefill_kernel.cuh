@@ -1,13 +1,13 @@
-// The dense prefill kernel for Hopper. A CTA takes work items: kConsumers neighbouring query blocks of 64
-// rows of one query head. One warp brings keys and values through the block table into a ring of
-// shared-memory stages (TMA); each consumer warpgroup owns one query block: S = Q Kᵀ and O += P V by wgmma, P
-// from registers. The product Q Kᵀ of the next tile and P V of this one are in flight while the softmax of
-// the next tile runs, and the warpgroups take turns at issuing, so that one's softmax hides behind another's
-// products (the scheme of FlashAttention-3, Shah et al. 2024). Items go longest first to whichever CTA is
-// free.
+// The prefill kernel for Hopper. A CTA takes work items: kConsumers neighbouring query blocks of 64 rows of
+// one query head. One warp brings keys and values through the block table into a ring of shared-memory stages
+// (TMA); each consumer warpgroup owns one query block: S = Q Kᵀ and O += P V by wgmma, P from registers. The
+// product Q Kᵀ of the next tile and P V of this one are in flight while the softmax of the next tile runs,
+// and the warpgroups take turns at issuing, so that one's softmax hides behind another's products (the scheme
+// of FlashAttention-3, Shah et al. 2024). Items go longest first to whoever is free. With a ring for each
+// consumer, every warpgroup takes items of its own, one query block each, and no turns.
 //
-// A tile says by itself which keys it holds (KeyTile): consumers know nothing of tables and lists. Another
-// source of keys is another class in place of HeldBlocks.
+// A tile says by itself which keys it holds (KeyTile): consumers know nothing of tables and lists. Which keys
+// an item needs is the producer's Keys class: HeldKeys here, ListedKeys in sparse_prefill_keys.cuh.
 #pragma once
 
 #include <cuda.h>
@@ -28,67 +28,101 @@
 
 namespace tessera::cuda {
 
-template <class C>
+template <class C, class Keys>
 __global__ void __launch_bounds__(C::kThreads, 1)
-    prefill_kernel(const PrefillArguments p, const __grid_constant__ CUtensorMap q_map,
-                   const __grid_constant__ CUtensorMap pool_map) {
+    prefill_kernel(const typename Keys::Arguments p, const __grid_constant__ PrefillMaps maps) {
   extern __shared__ __align__(1024) unsigned char memory[];
   PrefillShared<C>& s = *reinterpret_cast<PrefillShared<C>*>(memory);
   if (threadIdx.x == 0) {
-    ptx::prefetch_tensor_map(&q_map);
-    ptx::prefetch_tensor_map(&pool_map);
+    ptx::prefetch_tensor_map(&maps.q);
+    ptx::prefetch_tensor_map(&maps.pool);
     constexpr std::uint32_t kWarps = kWarpgroup / 32;  // every warp of a consumer releases for itself
-    for (int w = 0; w < C::kConsumers; ++w) {
-      ptx::barrier_init(&s.q_full[w], 1);
-      ptx::barrier_init(&s.q_empty[w], kWarps);
-    }
-    for (int stage = 0; stage < C::kStages; ++stage) {
-      ptx::barrier_init(&s.k_full[stage], 1);
-      ptx::barrier_init(&s.v_full[stage], 1);
-      ptx::barrier_init(&s.k_empty[stage], kWarps * C::kConsumers);
-      ptx::barrier_init(&s.v_empty[stage], kWarps * C::kConsumers);
+    for (PrefillRing<C>& ring : s.rings) {
+      for (int block = 0; block < C::kRowBlocks; ++block) {
+        ptx::barrier_init(&ring.q_full[block], 1);
+        ptx::barrier_init(&ring.q_empty[block], kWarps);
+      }
+      for (int stage = 0; stage < C::kStages; ++stage) {
+        ptx::barrier_init(&ring.k_full[stage], 1);
+        ptx::barrier_init(&ring.v_full[stage], 1);
+        ptx::barrier_init(&ring.k_empty[stage], kWarps * C::kRowBlocks);
+        ptx::barrier_init(&ring.v_empty[stage], kWarps * C::kRowBlocks);
+      }
     }
     ptx::fence_barrier_init();
   }
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
     ptx::give_registers<C::kProducerRegisters>();
-    if (threadIdx.x < 32) produce<C>(p, &q_map, &pool_map, s);
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    const int ring = C::kRings == 1 ? 0 : warp;
+    if (warp < C::kRings) produce<C, Keys>(p, maps, s.rings[ring], ring);
   } else {
     ptx::take_registers<C::kConsumerRegisters>();
-    consume<C>(p, s, static_cast<int>(threadIdx.x) / kWarpgroup - 1);
+    const int consumer = static_cast<int>(threadIdx.x) / kWarpgroup - 1;
+    consume<C>(p, s.rings[C::kRings == 1 ? 0 : consumer], C::kRings == 1 ? consumer : 0);
   }
+}
+
+struct DeviceLimits {
+  int multiprocessors = 0;
+  int l2_bytes = 0;
+};
+inline DeviceLimits device_limits(StreamView stream) {
+  DeviceLimits limits;
+  const int device = stream.device.ordinal;
+  CUDA_CHECK(cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&limits.l2_bytes, cudaDevAttrL2CacheSize, device));
+  return limits;
+}
+
+// Arguments: PrefillArguments or what derives from it.
+template <class C, class Keys>
+void launch_prefill_kernel(const typename Keys::Arguments& a, const PrefillMaps& maps, int multiprocessors,
+                           StreamView stream) {
+  constexpr int kSharedBytes = sizeof(PrefillShared<C>);
+  static_assert(kSharedBytes <= 227 * 1024);
+  const int ctas = static_cast<int>(ceil_div(a.items, C::kRings));
+  launch(prefill_kernel<C, Keys>,
+         {.grid = dim3(static_cast<unsigned>(std::min(ctas, multiprocessors))),
+          .block = dim3(C::kThreads),
+          .shared_bytes = kSharedBytes},
+         stream, a, maps);
+}
+
+// Boxes of 64 channels and 64 rows of Q, of a block and of 16 rows of a page.
+inline PrefillMaps prefill_maps(const void* q, int heads, std::int64_t tokens, std::int64_t q_row_stride,
+                                const KvView& kv, std::int64_t pool_slots) {
+  constexpr std::uint64_t kElement = 2;  // bytes
+  const auto channels = static_cast<std::uint64_t>(kv.head_dim);
+  const auto slots = static_cast<std::uint64_t>(pool_slots);
+  const std::uint64_t row_bytes = channels * kElement;
+  PrefillMaps maps;
+  maps.q = make_tensor_map({q,
+                            kv.dtype,
+                            {channels, static_cast<std::uint64_t>(heads), static_cast<std::uint64_t>(tokens)},
+                            {row_bytes, static_cast<std::uint64_t>(q_row_stride) * kElement},
+                            {kBoxChannels, 1, kBlockRows}});
+  maps.pool = make_tensor_map({kv.slots,
+                               kv.dtype,
+                               {channels, kBlockRows, 2 * slots},
+                               {row_bytes, row_bytes * kBlockRows},
+                               {kBoxChannels, kBlockRows, 1}});
+  maps.pages = make_tensor_map({kv.slots,
+                                kv.dtype,
+                                {channels, kPageTokens, 2 * slots * (kBlockRows / kPageTokens)},
+                                {row_bytes, row_bytes * kPageTokens},
+                                {kBoxChannels, kPageTokens, 1}});
+  return maps;
 }
 
 template <class C>
 void launch_prefill(const PrefillParams& p) {
-  int device = 0;
-  int multiprocessors = 0;
-  int l2_bytes = 0;
-  CUDA_CHECK(cudaGetDevice(&device));
-  CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  CUDA_CHECK(cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, device));
-  constexpr std::uint64_t kRowBytes = C::kHeadDim * sizeof(typename C::T);
-  const CUtensorMap q_map = make_tensor_map(
-      {p.q,
-       p.kv.dtype,
-       {C::kHeadDim, static_cast<std::uint64_t>(p.heads), static_cast<std::uint64_t>(p.tokens)},
-       {kRowBytes, static_cast<std::uint64_t>(p.q_row_stride) * sizeof(typename C::T)},
-       {kBoxChannels, 1, kBlockRows}});
-  const CUtensorMap pool_map =
-      make_tensor_map({p.kv.slots,
-                       p.kv.dtype,
-                       {C::kHeadDim, kBlockRows, static_cast<std::uint64_t>(2 * p.pool_slots)},
-                       {kRowBytes, kRowBytes * kBlockRows},
-                       {kBoxChannels, kBlockRows, 1}});
-  const PrefillArguments a = prefill_arguments(p, C::kConsumers, l2_bytes);
-  constexpr int kSharedBytes = sizeof(PrefillShared<C>);
-  static_assert(kSharedBytes <= 227 * 1024);
-  launch(prefill_kernel<C>,
-         {.grid = dim3(static_cast<unsigned>(std::min(a.items, multiprocessors))),
-          .block = dim3(C::kThreads),
-          .shared_bytes = kSharedBytes},
-         p.stream, a, q_map, pool_map);
+  const DeviceLimits limits = device_limits(p.stream);
+  launch_prefill_kernel<C, HeldKeys<C>>(
+      prefill_arguments(p, C::kConsumers, limits.l2_bytes),
+      prefill_maps(p.q, p.heads, p.tokens, p.q_row_stride, p.kv, p.pool_slots), limits.multiprocessors,
+      p.stream);
 }
 
 }  // namespace tessera::cuda

@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kWarpgroup)
     const int next = held_at_or_before(table, current - 1, low_block);
     if (next >= low_block) copy_keys_or_values(k_tile, next, 0);
     ptx::commit_copies();
-    mask_block(scores, current * kBlockRows, low, high);
+    mask_part<kBlockRows>(scores, current * kBlockRows, low, high);
     float factor[2];
     softmax_step<32>(scores, state, factor, scale_log2, 0.0F);
     std::uint32_t probabilities[16];
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kWarpgroup)
     current = next;
   }
   ptx::wait_copies<0>();
-  store_rows<T, kHeadDim>(out, state, work, block, p);
+  store_rows<T, kHeadDim>(out, state, work.head, block * kBlockRows, p.tokens, p);
 }
 
 template <typename T, int kHeadDim>

@@ -1,5 +1,5 @@
-// The producer warp of the prefill kernel: walks the blocks that each item needs and brings them into the
-// ring.
+// A producer warp of the prefill kernels: walks the keys that each item needs and brings them into its ring.
+// Which keys is what a Keys class knows; here the dense one.
 #pragma once
 
 #include <cuda.h>
@@ -55,120 +55,157 @@ class HeldBlocks {
   unsigned held_ = 0;
 };
 
-// Where the blocks of a tile are in the pool: half slots (keys even, values odd) and the row at which the box
-// starts. The pool is seen as (half slots, 64 rows, D), and what lies outside of 64 rows arrives as zeros: a
-// block whose last rows do not exist is fetched from a negative row on, so that they never come and the block
-// stands at the end of its part of the tile; a block that is not there is fetched from row 64.
+// Keys of a dense item: every block up to the diagonal that the table holds.
 template <class C>
-struct TileSource {
-  int slot[C::kBlocks];
-  int row[C::kBlocks];
-};
+class HeldKeys {
+ public:
+  using Arguments = PrefillArguments;
 
-template <class C>
-__device__ __forceinline__ void load_tile(const CUtensorMap* pool, typename C::T* target, std::uint64_t* full,
-                                          const TileSource<C>& source, int half) {
+  // Where the blocks of a tile are in the pool, and `first` as in KeyTile.
+  struct Tile {
+    int slot[C::kParts];
+    int first[C::kParts];
+  };
+
+  __device__ __forceinline__ HeldKeys(const PrefillArguments& p, int item)
+      : HeldKeys(p, decode_item<C>(p, item)) {}
+
+  __device__ __forceinline__ const ItemRows<C>& rows() const { return bounds_.rows; }
+  __device__ __forceinline__ bool any() { return blocks_.any(); }
+
+  // The next keys; more: whether there are any, before and after. An item without keys is one tile of absent
+  // blocks.
+  __device__ __forceinline__ Tile take(bool& more) {
+    Tile tile;
 #pragma unroll
-  for (int b = 0; b < C::kBlocks; ++b) {
+    for (int part = 0; part < C::kParts; ++part) {
+      tile.slot[part] = 0;
+      tile.first[part] = KeyTile<C>::kAbsent;
+      if (!more) continue;
+      int block = 0;
+      blocks_.take(block, tile.slot[part]);
+      tile.first[part] = min(block * kBlockRows, p_.length - kBlockRows);
+      more = blocks_.any();
+    }
+    return tile;
+  }
+
+  static __device__ __forceinline__ void describe(const Tile& source, KeyTile<C>& tile) {
+    if (threadIdx.x % 32 != 0) return;
 #pragma unroll
-    for (int g = 0; g < C::kGroups; ++g) {
-      ptx::load_box_3d(target + (g * C::kKeys + b * kBlockRows) * kBoxChannels, pool, full, g * kBoxChannels,
-                       source.row[b], 2 * source.slot[b] + half, ptx::kEvictLast);
+    for (int part = 0; part < C::kParts; ++part) tile.first[part] = source.first[part];
+  }
+
+  // half: 0 keys, 1 values. The pool is seen as (half slots, 64 rows, D), and what lies outside of 64 rows
+  // arrives as zeros: a block whose last rows do not exist is fetched from a negative row on, so that they
+  // never come; a block that is not there is fetched from row 64.
+  static __device__ __forceinline__ void load(const PrefillMaps& maps, typename C::T* target,
+                                              std::uint64_t* full, const Tile& source, int half) {
+    if (threadIdx.x % 32 != 0) return;
+#pragma unroll
+    for (int part = 0; part < C::kParts; ++part) {
+      const int first = source.first[part];
+      const int row = first == KeyTile<C>::kAbsent ? kBlockRows : -(-first & (kBlockRows - 1));
+#pragma unroll
+      for (int g = 0; g < C::kGroups; ++g) {
+        ptx::load_box_3d(target + (g * C::kKeys + part * kBlockRows) * kBoxChannels, &maps.pool, full,
+                         g * kBoxChannels, row, 2 * source.slot[part] + half, ptx::kEvictLast);
+      }
     }
   }
-}
 
-template <class C>
-__device__ __forceinline__ void produce(const PrefillArguments& p, const CUtensorMap* q_map,
-                                        const CUtensorMap* pool_map, PrefillShared<C>& s) {
-  constexpr std::uint32_t kTileBytes = C::kKeys * C::kHeadDim * sizeof(typename C::T);
-  constexpr std::uint32_t kQueryBytes = kBlockRows * C::kHeadDim * sizeof(typename C::T);
-  const bool leader = threadIdx.x == 0;
-  RingPlace<C::kStages> place;
-  RingPlace<C::kStages> value_place;  // of the tile whose values have not been asked for
-  TileSource<C> values;
-  bool values_due = false;
-  std::uint32_t q_parity = 0;
-  const auto load_values = [&] {
-    ptx::barrier_wait(&s.v_empty[value_place.stage], value_place.parity ^ 1);
-    if (leader) {
-      ptx::barrier_arrive_expect(&s.v_full[value_place.stage], kTileBytes);
-      load_tile<C>(pool_map, s.v[value_place.stage], &s.v_full[value_place.stage], values, 1);
+ private:
+  struct Bounds {
+    ItemRows<C> rows;
+    int low = 0;
+    int high = -1;
+    __device__ __forceinline__ Bounds(const PrefillArguments& p, const WorkItem& work) {
+      rows.head = work.head;
+      rows.token = work.query_block * kBlockRows;
+      rows.end = p.tokens;
+      low = p.length;
+#pragma unroll
+      for (int w = 0; w < C::kRowBlocks; ++w) {
+        const int block = work.query_block + w;
+        const int position = block < p.query_blocks ? __ldg(p.block_positions + block) : -1;
+        rows.position[w] = position;
+        if (position < 0) continue;
+        high = max(high, position + min(kBlockRows, p.tokens - block * kBlockRows) - 1);
+        low = min(low, p.window > 0 ? max(0, position - p.window + 1) : 0);
+      }
+      high = min(high, p.length - 1);
     }
   };
 
-  int item = static_cast<int>(blockIdx.x);
+  __device__ __forceinline__ HeldKeys(const PrefillArguments& p, const WorkItem& work)
+      : bounds_(p, work),
+        blocks_(p.table + (work.head / p.group) * p.table_stride, bounds_.low / kBlockRows,
+                bounds_.high >= 0 ? bounds_.high / kBlockRows : -1),
+        p_(p) {}
+
+  Bounds bounds_;
+  HeldBlocks blocks_;
+  const PrefillArguments& p_;
+};
+
+// By one warp. ring: which of the CTA's this is.
+template <class C, class Keys>
+__device__ __forceinline__ void produce(const typename Keys::Arguments& p, const PrefillMaps& maps,
+                                        PrefillRing<C>& s, int ring) {
+  constexpr std::uint32_t kTileBytes = C::kKeys * C::kHeadDim * sizeof(typename C::T);
+  constexpr std::uint32_t kQueryBytes = kBlockRows * C::kHeadDim * sizeof(typename C::T);
+  const bool leader = threadIdx.x % 32 == 0;
+  RingPlace<C::kStages> place;
+  RingPlace<C::kStages> value_place;  // of the tile whose values have not been asked for
+  typename Keys::Tile values;
+  bool values_due = false;
+  std::uint32_t q_parity = 0;
+  const auto load_values = [&] {
+    std::uint64_t* full = &s.v_full[value_place.stage];
+    ptx::barrier_wait(&s.v_empty[value_place.stage], value_place.parity ^ 1);
+    if (leader) ptx::barrier_arrive_expect(full, kTileBytes);
+    __syncwarp();
+    Keys::load(maps, s.v[value_place.stage], full, values, 1);
+  };
+
+  const int producers = static_cast<int>(gridDim.x) * C::kRings;
+  int item = ring * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
   while (item < p.items) {
     int next_item = 0;  // asked for early: the answer is there when this item has been streamed
-    if (leader) next_item = static_cast<int>(gridDim.x + atomicAdd(p.counters, 1U));
+    if (leader) next_item = producers + static_cast<int>(atomicAdd(p.counters, 1U));
 
-    const WorkItem work = decode_item<C>(p, item);
-    int rows[C::kConsumers];
-    int high = -1;
-    int low = p.length;
-#pragma unroll
-    for (int w = 0; w < C::kConsumers; ++w) {
-      const int block = work.query_block + w;
-      rows[w] = block < p.query_blocks ? __ldg(p.block_positions + block) : -1;
-      if (rows[w] < 0) continue;
-      high = max(high, rows[w] + min(kBlockRows, p.tokens - block * kBlockRows) - 1);
-      low = min(low, p.window > 0 ? max(0, rows[w] - p.window + 1) : 0);
-    }
-    high = min(high, p.length - 1);
-    HeldBlocks held(p.table + (work.head / p.group) * p.table_stride, low / kBlockRows,
-                    high >= 0 ? high / kBlockRows : -1);
+    Keys keys(p, item);
     bool first_tile = true;
-    bool more = held.any();
+    bool more = keys.any();
     do {
-      // An item without keys is one tile of absent blocks.
-      TileSource<C> keys;
-      int first[C::kBlocks];
-      int begin[C::kBlocks];
-#pragma unroll
-      for (int b = 0; b < C::kBlocks; ++b) {
-        keys.slot[b] = 0;
-        keys.row[b] = kBlockRows;
-        first[b] = KeyTile<C>::kAbsent;
-        begin[b] = 0;
-        if (!more) continue;
-        int block = 0;
-        held.take(block, keys.slot[b]);
-        const int present = min(kBlockRows, p.length - block * kBlockRows);
-        keys.row[b] = present - kBlockRows;
-        begin[b] = block * kBlockRows;
-        first[b] = begin[b] + keys.row[b];
-        more = held.any();
-      }
+      const typename Keys::Tile tile = keys.take(more);
+      std::uint64_t* full = &s.k_full[place.stage];
       ptx::barrier_wait(&s.k_empty[place.stage], place.parity ^ 1);
+      KeyTile<C>& described = s.tiles[place.stage];
+      Keys::describe(tile, described);
       if (leader) {
-        KeyTile<C>& tile = s.tiles[place.stage];
-        tile.item = item;
-        tile.last = more ? 0 : 1;
-#pragma unroll
-        for (int w = 0; w < C::kConsumers; ++w) tile.rows[w] = rows[w];
-#pragma unroll
-        for (int b = 0; b < C::kBlocks; ++b) {
-          tile.first[b] = first[b];
-          tile.begin[b] = begin[b];
-        }
-        ptx::barrier_arrive_expect(&s.k_full[place.stage], kTileBytes);
-        load_tile<C>(pool_map, s.k[place.stage], &s.k_full[place.stage], keys, 0);
+        described.rows = keys.rows();
+        described.last = more ? 0 : 1;
       }
+      __syncwarp();
+      if (leader) ptx::barrier_arrive_expect(full, kTileBytes);
+      __syncwarp();
+      Keys::load(maps, s.k[place.stage], full, tile, 0);
       // Values are needed one tile later than keys.
       if (values_due) load_values();
-      values = keys;
+      values = tile;
       value_place = place;
       values_due = true;
       if (first_tile) {
 #pragma unroll
-        for (int w = 0; w < C::kConsumers; ++w) {
+        for (int w = 0; w < C::kRowBlocks; ++w) {
           ptx::barrier_wait(&s.q_empty[w], q_parity ^ 1);
           if (!leader) continue;
           ptx::barrier_arrive_expect(&s.q_full[w], kQueryBytes);
 #pragma unroll
           for (int g = 0; g < C::kGroups; ++g) {
-            ptx::load_box_3d(s.q[w] + g * kBlockRows * kBoxChannels, q_map, &s.q_full[w], g * kBoxChannels,
-                             work.head, (work.query_block + w) * kBlockRows, ptx::kEvictFirst);
+            ptx::load_box_3d(s.q[w] + g * kBlockRows * kBoxChannels, &maps.q, &s.q_full[w], g * kBoxChannels,
+                             keys.rows().head, keys.rows().token + w * kBlockRows, ptx::kEvictFirst);
           }
         }
         q_parity ^= 1;
@@ -181,11 +218,11 @@ __device__ __forceinline__ void produce(const PrefillArguments& p, const CUtenso
   if (values_due) load_values();
   ptx::barrier_wait(&s.k_empty[place.stage], place.parity ^ 1);
   if (leader) {
-    s.tiles[place.stage].item = -1;
+    s.tiles[place.stage].rows.head = -1;
     ptx::barrier_arrive(&s.k_full[place.stage]);
     // The last to ask leaves the counters as it found them.
     __threadfence();
-    if (atomicAdd(p.counters + 1, 1U) == gridDim.x - 1) {
+    if (atomicAdd(p.counters + 1, 1U) == static_cast<unsigned>(producers) - 1) {
       p.counters[0] = 0;
       p.counters[1] = 0;
     }

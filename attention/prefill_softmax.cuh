@@ -23,14 +23,15 @@ __device__ __forceinline__ float negative_infinity() {
   return -__int_as_float(0x7F800000);
 }
 
-// Keys of a block lie at rows first … first + 63 of the sequence; a row sees those in [low, high].
-__device__ __forceinline__ void mask_block(float* scores, int first, const int (&low)[2],
-                                           const int (&high)[2]) {
+// Keys of a part lie at rows first … first + kRows − 1 of the sequence; a row sees those in [low, high].
+template <int kRows>
+__device__ __forceinline__ void mask_part(float* scores, int first, const int (&low)[2],
+                                          const int (&high)[2]) {
   const int column = 2 * (threadIdx.x % 4);
   const int below[2] = {low[0] - first - column, low[1] - first - column};
   const int above[2] = {high[0] - first - column, high[1] - first - column};
 #pragma unroll
-  for (int j = 0; j < 8; ++j) {
+  for (int j = 0; j < kRows / 8; ++j) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int key = 8 * j + e % 2;

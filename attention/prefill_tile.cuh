@@ -1,6 +1,8 @@
-// What the two sides of the prefill kernel share: its configuration and arguments, the plan of shared memory,
-// what a tile says of itself, the order of work.
+// What the two sides of the prefill kernels share: their configuration and arguments, the plan of shared
+// memory, what a tile says of itself, the order of work of the dense one.
 #pragma once
+
+#include <cuda.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -15,9 +17,11 @@ inline constexpr int kBlockRows = 64;    // rows of a query block and of a block
 
 // kConsumers warpgroups of 64 rows; kKeys keys a tile, kStages tiles in flight; kTurns: warpgroups take turns
 // at issuing products; kSlack: powers of two that a maximum may lag behind;
-// kQuerySteps: so many steps of 16 channels of Q stay in registers, which spares shared memory reads.
+// kQuerySteps: so many steps of 16 channels of Q stay in registers, which spares shared memory reads;
+// kPartRows: neighbouring keys of the cache that a tile is pieced together from, a block or a page;
+// kRings: 1, the warpgroups read the same tiles, or kConsumers, each reads its own.
 template <typename T_, int kHeadDim_, int kConsumers_, int kKeys_, int kStages_, bool kTurns_, int kSlack_,
-          int kQuerySteps_>
+          int kQuerySteps_, int kPartRows_ = kBlockRows, int kRings_ = 1>
 struct PrefillConfig {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;
@@ -27,17 +31,27 @@ struct PrefillConfig {
   static constexpr bool kTurns = kTurns_;
   static constexpr int kSlack = kSlack_;
   static constexpr int kQuerySteps = kQuerySteps_;
-  static constexpr int kBlocks = kKeys / kBlockRows;  // blocks a tile
+  static constexpr int kPartRows = kPartRows_;
+  static constexpr int kRings = kRings_;
+  static constexpr int kParts = kKeys / kPartRows;
+  static constexpr int kRowBlocks = kConsumers / kRings;  // query blocks of 64 rows an item
   static constexpr int kGroups = kHeadDim / kBoxChannels;
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
   // 65536 registers a multiprocessor: the producer keeps what it needs, consumers share the rest.
-  static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32;
-  static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 160;
+  // Walking lists takes more.
+  static constexpr int kProducerRegisters = kConsumers == 3           ? 32
+                                            : kPartRows == kBlockRows ? 24
+                                            : kRings == 1             ? 40
+                                                                      : 56;
+  static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 252 - kProducerRegisters / 2;
+  static_assert(kRings == 1 || (kRings == 2 && kConsumers == 2));
+  static_assert(kConsumers == 2 || kPartRows == kBlockRows);
+  static_assert(kRings == 1 || !kTurns);  // who takes turns has as many tiles as the other
 };
 
 struct PrefillArguments {
   const std::int32_t* table;            // (K, table_stride)
-  const std::int32_t* block_positions;  // (query_blocks)
+  const std::int32_t* block_positions;  // (query_blocks); dense
   std::int64_t table_stride;
   int tokens;         // T
   int length;         // S
@@ -55,30 +69,51 @@ struct PrefillArguments {
   std::uint32_t* counters;
 };
 
-// What lies in one stage of the ring, written by the producer.
-template <class C>
-struct KeyTile {
-  static constexpr int kAbsent = 1 << 30;  // as `first`: no keys in this part of the tile
-  int item;                                // −1: there is no more work, and this tile is empty
-  int last;                                // 1: the item's last tile
-  int rows[C::kConsumers];  // position of the first row of each warpgroup's query block; −1: no such block
-  int first[C::kBlocks];    // position of the key in the first row of each block
-  int begin[C::kBlocks];    // rows of keys before this position hold nothing
+struct PrefillMaps {
+  CUtensorMap q;      // (T, H, D)
+  CUtensorMap pool;   // (2 · slots, 64, D): a slot's keys, then its values
+  CUtensorMap pages;  // (8 · slots, 16, D): the same by page
 };
 
+// The rows of an item: neighbouring query blocks of 64 of one head.
 template <class C>
-struct PrefillShared {
+struct ItemRows {
+  int head;                     // −1: there is no more work
+  int token;                    // of the first row
+  int end;                      // tokens from here on are no rows of this item
+  int position[C::kRowBlocks];  // of the first row of each query block; −1: no such block
+};
+
+// What lies in one stage of a ring, written by the producer. Where the last keys of a part do not exist, the
+// part stands at the end of its rows, behind rows that hold nothing: `first`, the position that its first row
+// would have, is a multiple of kPartRows everywhere else.
+template <class C>
+struct KeyTile {
+  static constexpr int kAbsent = 1 << 30;  // as `first`: no keys in this part
+  ItemRows<C> rows;
+  int last;  // 1: the item's last tile
+  int first[C::kParts];
+};
+
+// A producer, and the consumers that read what it brings.
+template <class C>
+struct PrefillRing {
   using T = typename C::T;
-  alignas(1024) T q[C::kConsumers][kBlockRows * C::kHeadDim];  // groups of 64 channels: (D / 64, 64, 64)
+  alignas(1024) T q[C::kRowBlocks][kBlockRows * C::kHeadDim];  // groups of 64 channels: (D / 64, 64, 64)
   alignas(1024) T k[C::kStages][C::kKeys * C::kHeadDim];       // (D / 64, keys, 64)
   alignas(1024) T v[C::kStages][C::kKeys * C::kHeadDim];
   KeyTile<C> tiles[C::kStages];
-  std::uint64_t q_full[C::kConsumers];
-  std::uint64_t q_empty[C::kConsumers];
+  std::uint64_t q_full[C::kRowBlocks];
+  std::uint64_t q_empty[C::kRowBlocks];
   std::uint64_t k_full[C::kStages];
   std::uint64_t k_empty[C::kStages];
   std::uint64_t v_full[C::kStages];
   std::uint64_t v_empty[C::kStages];
+};
+
+template <class C>
+struct PrefillShared {
+  PrefillRing<C> rings[C::kRings];
 };
 
 // Place in the ring. A producer waits for parity ^ 1: a fresh barrier counts as released.

@@ -150,15 +150,19 @@ struct ArrayWriter::State {
   Hdf5Quiet quiet;
   Hdf5Image image;
 
+  void make_group_of(const std::string& name) {
+    const std::size_t slash = name.find('/');
+    const std::string group = slash == std::string::npos ? "" : name.substr(0, slash);
+    if (!group.empty() && !has_link(image.file(), group)) create_group(image.file(), group);
+  }
+
   template <typename T>
   void add(const std::string& name, const std::vector<std::int64_t>& shape, const std::vector<T>& values,
            Hdf5Type type, std::string_view long_name) {
     std::size_t elements = 1;
     for (const std::int64_t size : shape) elements *= static_cast<std::size_t>(size);
     TESSERA_CHECK(elements == values.size());
-    const std::size_t slash = name.find('/');
-    const std::string group = slash == std::string::npos ? "" : name.substr(0, slash);
-    if (!group.empty() && !has_link(image.file(), group)) create_group(image.file(), group);
+    make_group_of(name);
     const Hdf5Shape extent(shape.begin(), shape.end());
     // Whole trailing axes would make chunks of many megabytes of (H, S, D).
     Hdf5Shape chunk = extent;
@@ -192,6 +196,14 @@ void ArrayWriter::add(const std::string& name, const std::vector<std::int64_t>& 
 void ArrayWriter::add(const std::string& name, const std::vector<std::int64_t>& shape,
                       const std::vector<double>& values, std::string_view long_name) {
   state_->add(name, shape, values, Hdf5Type::kFloat64, long_name);
+}
+
+void ArrayWriter::add_text(const std::string& name, const std::vector<std::string>& values,
+                           std::string_view long_name) {
+  state_->make_group_of(name);
+  const Hdf5Id dataset = create_dataset(state_->image.file(), name, Hdf5Type::kText, {values.size()}, {});
+  if (!values.empty()) write_all_text(dataset.get(), values, name);
+  set_text_attribute(dataset.get(), "long_name", std::string(long_name));
 }
 
 void ArrayWriter::attribute(const char* name, const std::string& value) {

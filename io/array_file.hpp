@@ -1,5 +1,5 @@
 // Named arrays in HDF5 files that anybody may have written (h5py, Julia): what `tessera select` reads and
-// writes.
+// writes, and `tessera bench` writes.
 #pragma once
 
 #include <cstdint>
@@ -51,6 +51,8 @@ class ArrayWriter {
            const std::vector<std::uint8_t>& values, std::string_view long_name);
   void add(const std::string& name, const std::vector<std::int64_t>& shape, const std::vector<double>& values,
            std::string_view long_name);
+  // One axis of texts.
+  void add_text(const std::string& name, const std::vector<std::string>& values, std::string_view long_name);
   void attribute(const char* name, const std::string& value);  // of the file
   void write(const std::string& path);                         // once, last
 

@@ -11,7 +11,9 @@
 
 #include "attention/dense.hpp"
 #include "io/model_config.hpp"
+#include "jobs/bench_gpu/bench_gpu.hpp"
 #include "jobs/bench_sparse.hpp"
+#include "jobs/bench_table.hpp"
 #include "jobs/info.hpp"
 #include "kvcache/kv_cache.hpp"
 #include "parallel/grid.hpp"
@@ -28,12 +30,6 @@ namespace {
 
 using nlohmann::json;
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const std::size_t half = values.size() / 2;
-  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
-}
-
 double median_seconds(int repeats, const std::function<void()>& work) {
   work();  // warm-up: first touch, thread pools
   std::vector<double> seconds;
@@ -42,7 +38,7 @@ double median_seconds(int repeats, const std::function<void()>& work) {
     work();
     seconds.push_back(seconds_since(start));
   }
-  return median(std::move(seconds));
+  return median_of(std::move(seconds));
 }
 
 std::vector<float> random_floats(std::size_t count, std::uint64_t stream) {
@@ -122,10 +118,10 @@ json bench_end_to_end(const BenchOptions& options) {
   json result = common(options, "e2e");
   result["length"] = options.length;
   result["tokens"] = options.tokens;
-  result["prefill_s"] = median(prefill_s);
-  result["prefill_tokens_per_s"] = static_cast<double>(options.length) / median(prefill_s);
-  result["decode_s_per_token"] = median(decode_s);
-  result["decode_weight_bytes_per_s"] = static_cast<double>(weights.bytes) / median(decode_s);
+  result["prefill_s"] = median_of(prefill_s);
+  result["prefill_tokens_per_s"] = static_cast<double>(options.length) / median_of(prefill_s);
+  result["decode_s_per_token"] = median_of(decode_s);
+  result["decode_weight_bytes_per_s"] = static_cast<double>(weights.bytes) / median_of(decode_s);
   return result;
 }
 
@@ -257,6 +253,9 @@ json run_one(const BenchOptions& options) {
       result.update(bench_exchange(options));
       return result;
     }
+    case BenchOptions::Kind::kDecode:
+    case BenchOptions::Kind::kSelect:
+      break;  // on a GPU alone
   }
   throw InternalError("internal error: a bench is not handled");
 }
@@ -271,10 +270,22 @@ void print_table(const json& result, const std::string& indent) {
   }
 }
 
+// Rows are printed as they come; what is left are details, JSON and the trace.
+int show_gpu_bench(const BenchOptions& options) {
+  const BenchReport report = run_gpu_bench(options);
+  if (options.json)
+    fmt::print("{}\n", bench_json(report).dump());
+  else if (!report.details.is_null())
+    print_table(report.details, "");
+  if (!options.trace.empty()) write_bench_trace(report, options.trace);
+  return 0;
+}
+
 }  // namespace
 
 int run_bench(const BenchOptions& options) {
   if (options.threads > 0) omp_set_num_threads(options.threads);
+  if (options.device == DeviceKind::kCuda) return show_gpu_bench(options);
   const json result = run_one(options);
   if (options.json)
     fmt::print("{}\n", result.dump());

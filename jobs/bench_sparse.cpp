@@ -18,6 +18,7 @@
 #include "attention/selection_builder.hpp"
 #include "attention/sparse.hpp"
 #include "io/model_config.hpp"
+#include "jobs/bench_table.hpp"
 #include "kvcache/kv_cache.hpp"
 #include "runtime/core/error.hpp"
 #include "runtime/core/random.hpp"
@@ -147,12 +148,6 @@ class RandomLayer {
   KvView view_;
 };
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const std::size_t half = values.size() / 2;
-  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
-}
-
 double timed(const std::function<void()>& work) {
   const auto start = HostClock::now();
   work();
@@ -242,13 +237,13 @@ struct Times {
 };
 
 json timed_row(const Case& c, double measured, const Times& times, const json& native) {
-  const double share = median(times.both) / median(times.dense);
+  const double share = median_of(times.both) / median_of(times.dense);
   return {{"method", c.method},
           {"asked", c.target},
           {"sparsity", measured},
-          {"dense_ms", median(times.dense) * 1e3},
-          {"selection_ms", median(times.select) * 1e3},
-          {"attention_ms", median(times.attend) * 1e3},
+          {"dense_ms", median_of(times.dense) * 1e3},
+          {"selection_ms", median_of(times.select) * 1e3},
+          {"attention_ms", median_of(times.attend) * 1e3},
           {"share", share},
           {"bar", c.bar},
           {"met", share <= c.bar},

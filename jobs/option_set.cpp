@@ -57,21 +57,6 @@ std::int64_t bounded_integer(const OptionValue& value, std::int64_t least, std::
   return *number;
 }
 
-std::vector<std::string> split_list(const OptionValue& value) {
-  std::vector<std::string> items;
-  for (const std::string& word : value.words) {
-    std::size_t start = 0;
-    while (true) {
-      const std::size_t comma = std::min(word.find(',', start), word.size());
-      if (comma == start) throw UsageError("{}: '{}' holds an empty name", value.where, word);
-      items.push_back(word.substr(start, comma - start));
-      if (comma == word.size()) break;
-      start = comma + 1;
-    }
-  }
-  return items;
-}
-
 // The numbers of "3" or "4-6".
 std::vector<std::int64_t> parse_range(const std::string& text, std::int64_t most, const std::string& where) {
   const std::size_t dash = text.find('-', 1);
@@ -103,6 +88,21 @@ void check_written(const OptionSet::Entry& entry, const std::vector<std::string>
 }
 
 }  // namespace
+
+std::vector<std::string> split_list(const OptionValue& value) {
+  std::vector<std::string> items;
+  for (const std::string& word : value.words) {
+    std::size_t start = 0;
+    while (true) {
+      const std::size_t comma = std::min(word.find(',', start), word.size());
+      if (comma == start) throw UsageError("{}: '{}' holds an empty name", value.where, word);
+      items.push_back(word.substr(start, comma - start));
+      if (comma == word.size()) break;
+      start = comma + 1;
+    }
+  }
+  return items;
+}
 
 OptionSet::OptionSet(std::string command, std::string summary, std::string example)
     : command_(std::move(command)), summary_(std::move(summary)), example_(std::move(example)) {

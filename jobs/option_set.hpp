@@ -31,6 +31,9 @@ struct OptionValue {
   std::string where;
 };
 
+// The items of words such as "a,b"; UsageError where one is empty.
+std::vector<std::string> split_list(const OptionValue& value);
+
 class OptionSet {
  public:
   struct Entry {

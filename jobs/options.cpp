@@ -17,10 +17,6 @@
 namespace tessera {
 namespace {
 
-// The switch of --device cuda: on once the tests of the model on a GPU (tests/model/cuda_model.cu) have
-// passed on one. All behind it is in place.
-constexpr bool kEvalRunsOnCuda = false;
-
 // Far above any machine, far below what would overflow products of two.
 constexpr int kMostRanks = 1 << 16;
 
@@ -110,7 +106,7 @@ void add_threads(OptionSet& set, int* threads) {
 }
 
 // What `eval` takes. `plan` takes the same, so that the command of a run to come only changes its first word;
-// plans: there, for types and devices that the backends do not have yet, and without a place to write to.
+// plans: there, for types that the CPU does not compute in, and without a place to write to.
 void declare_eval(OptionSet& set, EvalOptions& o, std::string& config, bool plans) {
   set.group("Model");
   set.text("model", &o.model, "DIR", "Hugging Face directory: config.json, tokenizer.json, *.safetensors")
@@ -119,8 +115,10 @@ void declare_eval(OptionSet& set, EvalOptions& o, std::string& config, bool plan
   add_rope(set, &o.rope);
   std::vector<DType> arithmetic{DType::kF32};
   if (plans) arithmetic.insert(arithmetic.end(), {DType::kBF16, DType::kF16});
-  const std::string on_gpu = plans ? "; bf16 on a GPU" : "";
-  add_dtype(set, "dtype", &o.dtype, arithmetic, "arithmetic" + on_gpu);
+  const std::string on_gpu = plans ? "; bf16 on a GPU" : "; on a GPU that of the weights";
+  add_dtype(set, "dtype", &o.dtype, arithmetic,
+            plans ? "arithmetic; bf16 on a GPU"
+                  : "arithmetic; on a GPU sums only, of products of the weights' type");
   add_weights_dtype(set, &o.weights_dtype);
   add_dtype(set, "kv-dtype", &o.kv_dtype, {DType::kF32, DType::kBF16, DType::kF16},
             "storage of keys and values" + on_gpu);
@@ -150,10 +148,8 @@ void declare_eval(OptionSet& set, EvalOptions& o, std::string& config, bool plan
               "ranks / (tp x sp)");
   set.integer("batch", &o.batch, 1, 4096, "sequences that a replica decodes together");
   set.custom("device", OptionKind::kText, "cpu|cuda", "cpu", "where to compute",
-             [&o, plans](const OptionValue& value) {
+             [&o](const OptionValue& value) {
                const std::string& word = value.words.front();
-               if (word == "cuda" && !plans && !kEvalRunsOnCuda)
-                 throw UsageError("{}: eval on cuda is not there yet; use cpu", value.where);
                if (word != "cpu" && word != "cuda")
                  throw UsageError("{}: '{}' is not one of cpu, cuda", value.where, word);
                o.device = word == "cuda" ? DeviceKind::kCuda : DeviceKind::kCpu;
@@ -259,6 +255,75 @@ void check_select(const SelectOptions& o) {
   MethodSettings(method, o.settings);
 }
 
+// Shapes that a bench on a GPU takes where none is given.
+std::vector<std::string> usual_bench_shapes(BenchOptions::Kind kind) {
+  switch (kind) {
+    case BenchOptions::Kind::kAttention:
+      return {"D128-H8-K1-32K", "D128-H64-K8-16K", "D128-H8-K1-128K", "D64-H16-K2-32K", "D256-H16-K8-32K"};
+    case BenchOptions::Kind::kDecode:
+      return {"D128-H64-K8-128K", "D128-H64-K8-128K-N8", "D128-H8-K1-128K"};
+    case BenchOptions::Kind::kSelect:
+      return {"D128-H64-K8-128K", "D128-H64-K8-128K-N8"};
+    default:
+      return {};
+  }
+}
+
+// What `bench` takes on a GPU alone.
+void add_gpu_bench_options(OptionSet& set, BenchOptions& o) {
+  using Kind = BenchOptions::Kind;
+  set.group("On a GPU");
+  set.custom("device", OptionKind::kText, "cpu|cuda", o.device == DeviceKind::kCuda ? "cuda" : "cpu",
+             "where to compute", [&o](const OptionValue& value) {
+               const std::string& word = value.words.front();
+               const bool only_cuda = o.kind == Kind::kDecode || o.kind == Kind::kSelect;
+               if (word != "cuda" && (word != "cpu" || only_cuda))
+                 throw UsageError("{}: '{}' is not {}", value.where, word,
+                                  only_cuda ? "cuda, the only device of this bench" : "one of cpu, cuda");
+               o.device = word == "cuda" ? DeviceKind::kCuda : DeviceKind::kCpu;
+             });
+  const std::vector<std::string> usual = usual_bench_shapes(o.kind);
+  if (!usual.empty()) {
+    for (const std::string& shape : usual) o.shapes.push_back(parse_bench_shape(shape, "--shapes"));
+    set.custom("shapes", OptionKind::kList, "LIST", fmt::format("{}", fmt::join(usual, ",")),
+               "head dimension, query heads, KV heads, tokens and sequences: D128-H64-K8-128K-N8",
+               [&o](const OptionValue& value) {
+                 o.shapes.clear();
+                 for (const std::string& word : split_list(value))
+                   o.shapes.push_back(parse_bench_shape(word, value.where));
+               });
+  }
+  if (o.kind == Kind::kAttention) {
+    set.custom("path", OptionKind::kList, "LIST", "auto",
+               "kernels, timed in turns: auto (as for eval), wgmma, wgmma-192 (192 keys a step, D128), mma",
+               [&o](const OptionValue& value) {
+                 o.paths = split_list(value);
+                 for (const std::string& word : o.paths) {
+                   if (word != "auto" && word != "wgmma" && word != "wgmma-192" && word != "mma")
+                     throw UsageError("{}: '{}' is not one of auto, wgmma, wgmma-192, mma", value.where,
+                                      word);
+                 }
+               });
+  }
+  if (o.kind == Kind::kDecode || o.kind == Kind::kSelect) {
+    set.custom("sparsity", OptionKind::kReal, "X", "0.95", "share of the tokens that sparse rows leave out",
+               [&o](const OptionValue& value) {
+                 const std::optional<double> sparsity = parse_real(value.words.front());
+                 if (!sparsity || *sparsity < 0 || *sparsity >= 1)
+                   throw UsageError("{}: '{}' is not in [0, 1)", value.where, value.words.front());
+                 o.sparsity = *sparsity;
+               });
+    set.integer("warps", &o.warps, 1, 32, "warps of a CTA that attends", "N", "as chosen for the shape");
+    set.integer("stages", &o.stages, 1, 16, "pages under way a warp", "N", "as chosen for the shape");
+  }
+  if (o.kind == Kind::kEndToEnd) {
+    set.integer("batch", &o.batch, 1, 64, "sequences that decode together");
+    set.text("decode", &o.decode, "METHOD", "a decode method: " + method_names(Phase::kDecode));
+    set.settings("set", &o.settings, "a native parameter of the method, METHOD.NAME=VALUE; may be repeated");
+  }
+  set.text("trace", &o.trace, "FILE.h5", "also write the rows to an HDF5 file");
+}
+
 OptionSet bench_options(BenchOptions& o) {
   struct Text {
     const char* name;
@@ -269,35 +334,71 @@ OptionSet bench_options(BenchOptions& o) {
       {"load",
        "Times loading a checkpoint with first touch of every byte, beside a plain copy of the same files."},
       {"gemm", "Times the matrix products of a model's shapes."},
-      {"attention", "Times dense attention at a model's heads, in prefill and decode."},
+      {"attention",
+       "Times dense attention at a model's heads, in prefill and decode; on a GPU prefill at given shapes."},
       {"sparse",
        "Times selection and sparse attention of one layer of random data, as a share of dense attention."},
       {"exchange",
        "Counts the keys and values that 4 sequence-parallel ranks fetch under sparse attention, as a share "
-       "of an all-gather."}};
+       "of an all-gather."},
+      {"decode", "Times a decode step of one layer on a GPU: dense, quest, and heads that eviction packed."},
+      {"select", "Times the parts of a quest step on a GPU: page scores, choice, attention to the chosen."}};
+  using Kind = BenchOptions::Kind;
   const Text& text = kTexts[static_cast<int>(o.kind)];
-  const bool one_layer = o.kind == BenchOptions::Kind::kSparse || o.kind == BenchOptions::Kind::kExchange;
+  const bool one_layer = o.kind == Kind::kSparse || o.kind == Kind::kExchange;
+  const bool gpu_alone = o.kind == Kind::kDecode || o.kind == Kind::kSelect;
+  const bool on_cpu_too = o.kind == Kind::kEndToEnd || o.kind == Kind::kGemm || o.kind == Kind::kAttention;
   if (one_layer) o.length = 32768;
+  if (gpu_alone) o.device = DeviceKind::kCuda;
   OptionSet set(fmt::format("bench {}", text.name), text.summary,
-                fmt::format("tessera bench {}{} --threads 2", text.name, one_layer ? "" : " --model DIR"));
-  const bool whole_model = o.kind == BenchOptions::Kind::kEndToEnd || o.kind == BenchOptions::Kind::kLoad;
-  set.text("model", &o.model, "DIR",
-           one_layer ? "Hugging Face directory whose config.json gives the shapes; without it 8 query heads, "
-                       "2 KV heads, head dimension 64"
-                     : "Hugging Face directory; config.json gives the shapes")
-      .required = !one_layer;
+                fmt::format("tessera bench {}{}", text.name,
+                            gpu_alone   ? " --sparsity 0.9"
+                            : one_layer ? " --threads 2"
+                                        : " --model DIR --threads 2"));
+  const bool whole_model = o.kind == Kind::kEndToEnd || o.kind == Kind::kLoad;
+  if (!gpu_alone) {
+    set.text("model", &o.model, "DIR",
+             one_layer
+                 ? "Hugging Face directory whose config.json gives the shapes; without it 8 query heads, "
+                   "2 KV heads, head dimension 64"
+                 : "Hugging Face directory; config.json gives the shapes")
+        .required = whole_model;
+  }
   if (whole_model) add_weights(set, &o.weights);
-  if (whole_model || o.kind == BenchOptions::Kind::kGemm) add_weights_dtype(set, &o.weights_dtype);
-  if (o.kind != BenchOptions::Kind::kLoad) {
+  if (whole_model || o.kind == Kind::kGemm) add_weights_dtype(set, &o.weights_dtype);
+  if (o.kind != Kind::kLoad && !gpu_alone) {
     set.integer("length", &o.length, 1, kMostTokens, "tokens of the prompt");
   }
-  if (o.kind == BenchOptions::Kind::kEndToEnd) {
+  if (o.kind == Kind::kEndToEnd) {
     set.integer("tokens", &o.tokens, 1, kMostTokens, "tokens to generate");
   }
-  add_threads(set, &o.threads);
-  set.integer("repeats", &o.repeats, 1, 10000, "timed repetitions; the median is shown");
+  if (!gpu_alone) add_threads(set, &o.threads);
+  set.integer("repeats", &o.repeats, 1, 10000, "timed repetitions; the median is shown", "N",
+              gpu_alone || on_cpu_too ? "3; 15 on a GPU, 3 for e2e" : "");
   set.flag("json", &o.json, "one JSON object instead of text");
+  if (gpu_alone || on_cpu_too) add_gpu_bench_options(set, o);
   return set;
+}
+
+ParsedCommand parse_bench(const std::vector<std::string>& words, BenchOptions::Kind kind) {
+  constexpr int kGpuRepeats = 15;
+  BenchOptions o;
+  o.kind = kind;
+  OptionSet set = bench_options(o);
+  if (set.parse(words)) return PrintText{set.help_text()};
+  const bool on_gpu = o.device == DeviceKind::kCuda;
+  if (on_gpu && kind != BenchOptions::Kind::kEndToEnd && !set.was_given("repeats")) o.repeats = kGpuRepeats;
+  if (!on_gpu) {
+    for (const char* name : {"shapes", "path", "batch", "decode", "set", "trace"}) {
+      if (set.was_given(name)) throw UsageError("--{}: this bench takes it with --device cuda alone", name);
+    }
+    const bool needs_model = kind == BenchOptions::Kind::kGemm || kind == BenchOptions::Kind::kAttention;
+    if (needs_model && o.model.empty())
+      throw UsageError("--model DIR is missing: on the CPU a Hugging Face directory gives the shapes");
+  }
+  if (kind == BenchOptions::Kind::kEndToEnd)
+    MethodSettings(find_method(Phase::kDecode, o.decode), o.settings);
+  return o;
 }
 
 struct CommandName {
@@ -321,6 +422,8 @@ constexpr CommandName kCommands[] = {
     {"bench load", "time loading a checkpoint"},
     {"bench gemm", "time matrix products"},
     {"bench attention", "time dense attention"},
+    {"bench decode", "time a decode step on a GPU"},
+    {"bench select", "time page selection on a GPU"},
     {"bench sparse", "time sparse attention beside dense"},
     {"bench exchange", "count the bytes that ranks fetch"},
 };
@@ -451,14 +554,15 @@ ParsedCommand parse_command_line(int argc, const char* const* argv) {
     }
     return parsed;
   }
-  BenchOptions options;
-  options.kind = action == "e2e"         ? BenchOptions::Kind::kEndToEnd
-                 : action == "load"      ? BenchOptions::Kind::kLoad
-                 : action == "gemm"      ? BenchOptions::Kind::kGemm
-                 : action == "attention" ? BenchOptions::Kind::kAttention
-                 : action == "sparse"    ? BenchOptions::Kind::kSparse
-                                         : BenchOptions::Kind::kExchange;
-  return parse(bench_options(options), options);
+  using Kind = BenchOptions::Kind;
+  return parse_bench(words, action == "e2e"         ? Kind::kEndToEnd
+                            : action == "load"      ? Kind::kLoad
+                            : action == "gemm"      ? Kind::kGemm
+                            : action == "attention" ? Kind::kAttention
+                            : action == "decode"    ? Kind::kDecode
+                            : action == "select"    ? Kind::kSelect
+                            : action == "sparse"    ? Kind::kSparse
+                                                    : Kind::kExchange);
 }
 
 }  // namespace tessera

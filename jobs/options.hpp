@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include "jobs/bench_shape.hpp"
 #include "jobs/plan/machine.hpp"
 #include "jobs/tasks/task.hpp"
 #include "runtime/core/device.hpp"
@@ -114,9 +115,19 @@ struct ReportOptions {
 };
 
 struct BenchOptions {
-  enum class Kind : std::uint8_t { kEndToEnd, kLoad, kGemm, kAttention, kSparse, kExchange };
+  enum class Kind : std::uint8_t {
+    kEndToEnd,
+    kLoad,
+    kGemm,
+    kAttention,
+    kSparse,
+    kExchange,
+    kDecode,
+    kSelect
+  };
   Kind kind = Kind::kEndToEnd;
-  std::string model;  // sparse and exchange do without
+  DeviceKind device = DeviceKind::kCpu;  // decode and select: cuda alone
+  std::string model;                     // sparse and exchange do without, on a GPU all but e2e
   WeightsSource weights;
   WeightsDType weights_dtype;
   std::int64_t length = 4096;  // prompt tokens
@@ -124,6 +135,16 @@ struct BenchOptions {
   int threads = 0;
   int repeats = 3;
   bool json = false;
+  // on a GPU
+  std::vector<BenchShape> shapes;          // attention, decode, select
+  std::vector<std::string> paths{"auto"};  // attention: auto, wgmma, wgmma-192, mma
+  double sparsity = 0.95;                  // decode, select
+  int warps = 0;                           // decode, select: of attention; 0: as chosen for the shape
+  int stages = 0;
+  int batch = 1;                                // e2e
+  std::string decode = "dense";                 // e2e: a decode method
+  std::map<std::string, std::string> settings;  // of that
+  std::string trace;                            // HDF5 file to write; empty: none
 };
 
 // One method on arrays from a file: exactly one of prefill and decode names it.

@@ -76,7 +76,8 @@ class DeviceKvCache {
   DeviceBuffer step_tables_;  // (L, sequences) pointers
   DeviceBuffer step_rows_;    // (L, sequences, K) int32
   PinnedBuffer staged_;       // (L, K, stride) int32: tables of one sequence on their way
-  CudaEvent staged_copied_;
+  LayerRange staged_layers_;  // between the first and the last that may be on their way
+  CudaEvent staged_copied_;   // all of them have arrived
 };
 
 }  // namespace tessera::cuda

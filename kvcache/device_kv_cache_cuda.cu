@@ -165,7 +165,10 @@ void DeviceKvCache::mirror(int sequence) {
   if (changed.first == changed.last) return;
   const int kv_heads = tables_.shape().kv_heads;
   const std::int64_t held = tables_.stride(sequence);
-  staged_copied_.synchronize();
+  if (changed.first < staged_layers_.last && staged_layers_.first < changed.last) {
+    staged_copied_.synchronize();
+    staged_layers_ = {};
+  }
   for (int layer = changed.first; layer < changed.last; ++layer) {
     const std::int32_t* source = tables_.table(sequence, layer);
     for (int head = 0; head < kv_heads; ++head) {
@@ -179,6 +182,10 @@ void DeviceKvCache::mirror(int sequence) {
                  staged_.as<std::int32_t>() + first, static_cast<std::size_t>(count) * sizeof(std::int32_t),
                  stream_);
   staged_copied_.record(stream_);
+  const bool none = staged_layers_.first == staged_layers_.last;
+  staged_layers_ = none ? changed
+                        : LayerRange{std::min(staged_layers_.first, changed.first),
+                                     std::max(staged_layers_.last, changed.last)};
 }
 
 const std::int32_t* DeviceKvCache::table(int sequence, int layer) const {

@@ -11,8 +11,8 @@
 
 namespace tessera::cuda {
 
-// y = x Wᵀ + bias + (accumulate ? y : 0), in fp32. Rounded once; where accumulating, the library may round
-// the product before it is added, as the reference does. Strides count elements.
+// y = x Wᵀ + bias + (accumulate ? y : 0), in fp32. Rounded once; with a bias or where accumulating, the
+// library may round the product before they are added, as the reference does. Strides count elements.
 struct LinearParams {
   std::int64_t rows = 0;           // T
   std::int64_t inner = 0;          // columns of x and W

@@ -150,15 +150,18 @@ std::uint64_t causal_pairs(std::int64_t tokens, std::int64_t window) {
   return w * (w + 1) / 2 + (n - w) * w;
 }
 
-DensePairs dense_pairs(const SequencePartition& partition, int rank, std::int64_t window) {
+DensePairs dense_pairs(const SequencePartition& partition, int rank, std::int64_t window,
+                       std::int64_t first_executed) {
   DensePairs pairs;
   const std::vector<std::int32_t> rows = partition.positions_of(rank);
   for (std::size_t first = 0; first < rows.size(); first += kQueryBlockRows) {
     const std::size_t last = std::min(rows.size(), first + kQueryBlockRows) - 1;
     const std::int64_t oldest = window > 0 ? std::max<std::int64_t>(0, rows[first] - window + 1) : 0;
     const std::int64_t blocks = rows[last] / kBlockTokens - oldest / kBlockTokens + 1;
-    pairs.executed +=
-        static_cast<std::uint64_t>((last - first + 1) * static_cast<std::size_t>(blocks) * kBlockTokens);
+    if (static_cast<std::int64_t>(first) >= first_executed) {
+      pairs.executed +=
+          static_cast<std::uint64_t>((last - first + 1) * static_cast<std::size_t>(blocks) * kBlockTokens);
+    }
     for (std::size_t row = first; row <= last; ++row) {
       const std::int64_t seen = std::int64_t{rows[row]} + 1;
       pairs.visible += static_cast<std::uint64_t>(window > 0 ? std::min(seen, window) : seen);

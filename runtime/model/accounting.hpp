@@ -42,7 +42,9 @@ struct DensePairs {
   std::uint64_t visible = 0;
   std::uint64_t executed = 0;  // whole tiles of M rows by B keys
 };
-DensePairs dense_pairs(const SequencePartition& partition, int rank, std::int64_t window);
+// first_executed: of the rank's rows, a multiple of M; those before it are not computed.
+DensePairs dense_pairs(const SequencePartition& partition, int rank, std::int64_t window,
+                       std::int64_t first_executed = 0);
 
 struct CostInput {
   const ModelConfig* config = nullptr;

@@ -1,10 +1,11 @@
 // The transformer of every family on one GPU: the counterpart of Transformer for one rank (tp = sp = 1), in
 // bf16 or fp16 with fp32 accumulation. Prefill goes layer by layer, projections and MLP by chunks of the
-// prompt; a decode step is one CUDA graph for each number of sequences. Needs no CUDA header.
+// prompt; of the last layer only the rows from the first one whose logits are asked for. A decode step is one
+// CUDA graph for each number of sequences. Needs no CUDA header.
 //
-// What it runs: dense prefill with the model's own windows; decode dense, streaming, quest, and after
-// eviction by snapkv, ada_snapkv or pyramidkv. Which tokens those keep is computed on the host so far, from
-// keys and last queries that are copied there.
+// What it runs: prefill dense, with the model's own windows, and block_sparse; decode dense, streaming,
+// quest, and after eviction by snapkv, ada_snapkv or pyramidkv. Which tokens those keep is computed on the
+// host so far, from keys and last queries that are copied there.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +14,7 @@
 #include <span>
 #include <vector>
 
+#include "attention/block_select_cuda.hpp"
 #include "attention/decode_cuda.hpp"
 #include "attention/page_select_cuda.hpp"
 #include "attention/selection.hpp"
@@ -158,7 +160,9 @@ class DeviceModel final : public LanguageModel {
   struct Prompt;
   void extend_prompt(const Prompt& prompt, int layer);
   void project_chunk(const Prompt& prompt, int layer, std::int64_t first, std::int64_t count);
-  void attend_prompt(const Prompt& prompt, int layer);
+  void attend_prompt(const Prompt& prompt, int layer, std::int64_t first);
+  void attend_chosen_blocks(const Prompt& prompt, int layer, std::int64_t first);
+  void count_chosen_pairs(const BlockSelectProblem& problem, std::int64_t first_executed);
   void trim_cache(const Prompt& prompt, int layer);
   HeadLists choose_kept(const Prompt& prompt, int layer);
   void compute_prompt_logits(const Prompt& prompt, std::span<const std::int64_t> wanted,

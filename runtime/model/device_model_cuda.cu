@@ -37,6 +37,23 @@ DeviceBuffer upload_positions(std::int64_t count, std::int64_t step, StreamView 
   return buffer;
 }
 
+void check_block_sparse(const AttentionPlan& plan) {
+  const std::int64_t edge = plan.prefill.whole("edge");
+  if (edge != kBlockTokens && edge != 2 * kBlockTokens) {
+    throw UsageError(
+        "--set block_sparse.edge={}: the CUDA backend chooses blocks of 64 or 128 tokens; use one of those "
+        "or "
+        "--device cpu",
+        edge);
+  }
+  if (plan.share_group) {
+    throw UsageError(
+        "--share-group --prefill block_sparse: on the CUDA backend every query head chooses for itself; "
+        "leave "
+        "it out or use --device cpu");
+  }
+}
+
 }  // namespace
 
 void check_device_model(const ModelConfig& config, const AttentionPlan& plan, const DeviceModelShape& shape) {
@@ -55,12 +72,13 @@ void check_device_model(const ModelConfig& config, const AttentionPlan& plan, co
         "--device cpu",
         config.heads / config.kv_heads, kMostGroup);
   }
-  if (prefill.unit != SelectUnit::kAll) {
+  if (prefill.unit != SelectUnit::kAll && prefill.importance != Importance::kPooledBlocks) {
     throw UsageError(
-        "--device cuda --prefill {}: prompts run densely on the CUDA backend so far; use "
-        "--prefill dense or --device cpu",
+        "--device cuda --prefill {}: prompts run dense or block_sparse on the CUDA backend so far; use "
+        "one of those or --device cpu",
         prefill.name);
   }
+  if (prefill.importance == Importance::kPooledBlocks) check_block_sparse(plan);
   if (decode.unit == SelectUnit::kPages && decode.budget != BudgetRule::kUniform) {
     throw UsageError(
         "--device cuda --decode {}: of the methods that read pages the CUDA backend has quest so "

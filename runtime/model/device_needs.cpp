@@ -38,6 +38,14 @@ DeviceNeeds device_bytes_needed(const ModelConfig& c, const RunShape& run, const
     pooled += run.prompt_tokens * k * (kElement + 4) + 4 * window * q;
     pooled += run.prompt_tokens * (2 * kElement * k + 16 * c.kv_heads);
   }
+  if (plan.prefill.method().importance == Importance::kPooledBlocks) {
+    // Means of blocks, and for each row of blocks its list and its place in the order of work.
+    constexpr std::int64_t kSpare = 1024;  // means are laid out for whole steps of a kernel
+    const std::int64_t rows = ceil_div(run.prompt_tokens, plan.prefill.whole("edge"));
+    const std::int64_t listed = std::min(rows, std::max<std::int64_t>(3, plan.prefill.whole("blocks"))) *
+                                plan.prefill.whole("edge") / kBlockTokens;
+    pooled += 4 * (rows * q + (rows + kSpare) * k) + c.heads * rows * (4 * listed + 32);
+  }
   const std::int64_t batch = run.batch;
   const std::int64_t ropes = c.family == ModelFamily::kGemma3 ? 2 : 1;
   const std::int64_t blocks = ceil_div(run.max_tokens, kBlockTokens);

@@ -33,6 +33,10 @@ struct PrefillCase {
   std::int32_t window = 0;
   std::int64_t q_padding = 0;  // elements between rows of Q beside the heads
   std::function<bool(int kv_head, std::int64_t block)> held = [](int, std::int64_t) { return true; };
+  // Sparse: which keys below the diagonal a row sees, and which pages of held blocks hold keys at all.
+  std::function<bool(int head, std::int64_t position, std::int64_t key)> sees =
+      [](int, std::int64_t, std::int64_t) { return true; };
+  std::function<bool(int kv_head, std::int64_t page)> filled = [](int, std::int64_t) { return true; };
   double score_spread = 1;  // standard deviation of scores, about
   bool growing = false;     // keys grow with position from the end, so that the running maximum moves
   bool with_lse = true;
@@ -170,6 +174,7 @@ class PrefillProblem {
         const std::int64_t rows = std::min<std::int64_t>(64, case_.length - block * 64);
         const std::int64_t from = (head * case_.length + block * 64) * d;
         for (std::int64_t i = 0; i < rows * d; ++i) {
+          if (!case_.filled(head, block * 4 + i / d / tessera::kPageTokens)) continue;
           pool[static_cast<std::size_t>(slot * 2 * half + i)] =
               bits_of(k_[static_cast<std::size_t>(from + i)], case_.dtype);
           pool[static_cast<std::size_t>((slot * 2 + 1) * half + i)] =
@@ -210,7 +215,7 @@ class PrefillProblem {
     std::vector<std::int64_t> keys;
     for (std::int64_t j = 0; j < case_.length && j <= pos; ++j) {
       if (case_.window != 0 && j <= pos - case_.window) continue;
-      if (!case_.held(kv_head, j / 64)) continue;
+      if (!case_.held(kv_head, j / 64) || !case_.sees(head, pos, j)) continue;
       const float* k = k_.data() + static_cast<std::size_t>(kv_head * case_.length + j) * d;
       double parts[8] = {};
       for (std::size_t i = 0; i < d; ++i)

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/core/device.hpp"
 #include "tests/command/model_copy.hpp"
 #include "tests/command/run_command.hpp"
 
@@ -72,6 +73,33 @@ TEST_CASE("a trained model retrieves, and loses what is hidden from it") {
   const Answers window = answers(folder, 1, {"--decode", "streaming", "--set", "streaming.window=256"});
   CHECK(window.decode_sparsity > 0.8);
   CHECK(window.score <= dense.score - 0.5);
+}
+
+// 16-bit products against fp32: a text may differ where two tokens were as likely.
+TEST_CASE("a trained model answers on a GPU as on the CPU") {
+  if (query_cuda().devices.empty()) {
+    MESSAGE("SKIPPED: no GPU");
+    return;
+  }
+  const TempFolder folder;
+  const Words on_gpu = {"--device", "cuda"};
+  const Answers expected = answers(folder, 1, {});
+  const Words nothing_hidden[] = {{},
+                                  {"--batch", "3"},
+                                  {"--decode", "quest", "--set", "quest.tokens=4096"},
+                                  {"--decode", "snapkv", "--set", "snapkv.tokens=4096"},
+                                  {"--decode", "streaming", "--set", "streaming.window=4096"}};
+  for (const Words& options : nothing_hidden) {
+    const std::string method = options.empty() ? "dense" : options[1];
+    CAPTURE(method);
+    const Answers found = answers(folder, 1, options + on_gpu);
+    int same = 0;
+    for (std::size_t i = 0; i < kSamples; ++i) same += found.texts[i] == expected.texts[i];
+    CHECK(same >= kSamples - 1);
+    CHECK(found.decode_sparsity == 0);
+  }
+  const Words window = {"--decode", "streaming", "--set", "streaming.window=256"};
+  CHECK(answers(folder, 1, window + on_gpu).score <= expected.score - 0.5);
 }
 
 }  // namespace tessera::test

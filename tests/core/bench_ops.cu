@@ -1,4 +1,5 @@
-// Times of the device operations at the shapes of Qwen2.5-72B and 7B, beside the copy rates of this machine.
+// Times of the device operations at the shapes of Qwen2.5-72B and 7B, beside the copy rates of this machine:
+// bench_core_ops [ops|layer|upload]. Linear layers are timed by `tessera bench gemm`.
 #include <cuda_runtime.h>
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -53,47 +54,6 @@ DeviceBuffer noise(std::size_t bytes) {  // bf16 of size about 1, from a random 
   }
   gpu->synchronize();
   return buffer;
-}
-
-void bench_linear(DeviceBuffer& weights, DeviceBuffer& x, DeviceBuffer& y) {
-  StreamPool pool(gpu->stream(), gpu->meter());
-  DeviceGemm gemm(pool);
-  struct Shape {
-    const char* name;
-    std::int64_t columns, inner;
-  };
-  for (const Shape& s :
-       {Shape{"72B qkv", 10240, 8192}, Shape{"72B o", 8192, 8192}, Shape{"72B gate up", 59136, 8192},
-        Shape{"72B down", 8192, 29568}, Shape{"7B qkv", 4608, 3584}, Shape{"7B o", 3584, 3584},
-        Shape{"7B gate up", 37888, 3584}, Shape{"7B down", 3584, 18944}, Shape{"7B head", 152064, 3584}}) {
-    const std::size_t bytes = static_cast<std::size_t>(s.columns * s.inner * 2);
-    const std::size_t sets = std::max<std::size_t>(1, weights.bytes() / bytes);
-    std::printf("%-12s TB/s by rows:", s.name);
-    for (const std::int64_t rows : {1, 2, 4, 8, 16, 64}) {
-      LinearParams p;
-      p.rows = rows, p.columns = s.columns, p.inner = s.inner, p.x = x.data(),
-      p.y = y.data() + (std::size_t{1} << 30);
-      const auto at = [&](int i) { return weights.data() + static_cast<std::size_t>(i) % sets * bytes; };
-      if (rows <= kFewRows) {
-        const double us = median_us([&](int i) { p.weight = at(i), linear_few_rows(p, gpu->stream()); });
-        std::printf(" %ld: own %.2f", static_cast<long>(rows), static_cast<double>(bytes) / us * 1e-6);
-      } else {
-        std::printf(" %ld:", static_cast<long>(rows));
-      }
-      const double us = median_us([&](int i) { p.weight = at(i), gemm.linear_by_library(p); });
-      std::printf(" lib %.2f", static_cast<double>(bytes) / us * 1e-6);
-    }
-    std::printf("\n");
-  }
-  for (const Shape& s :
-       {Shape{"gemm 8192x8192x8192", 8192, 8192}, Shape{"gemm 8192 x 72B gate up", 59136, 8192},
-        Shape{"gemm 8192 x 72B down", 8192, 29568}, Shape{"gemm 8192 x 7B gate up", 37888, 3584}}) {
-    LinearParams p;
-    p.rows = 8192, p.columns = s.columns, p.inner = s.inner, p.x = x.data(), p.y = y.data(),
-    p.weight = weights.data();
-    const double us = median_us([&](int) { gemm.linear_by_library(p); }, 5, 1);
-    row(s.name, us, 0, 2.0 * 8192 * static_cast<double>(s.columns * s.inner));
-  }
 }
 
 void bench_ops(DeviceBuffer& a, DeviceBuffer& b, DeviceBuffer& c) {
@@ -266,7 +226,6 @@ int main(int argc, char** argv) {
       median_us([&](int) { copy_on_device(c.data(), a.data(), a.bytes(), gpu->stream()); }, 7, 1);
   row("device copy, read and written", us, 2.0 * static_cast<double>(a.bytes()));
   if (what == "all" || what == "ops") bench_ops(a, b, c);
-  if (what == "all" || what == "linear") bench_linear(a, c, c);
   if (what == "all" || what == "layer") bench_layer(a);
   if (what == "all" || what == "upload") bench_upload(a);
   return 0;

@@ -31,14 +31,13 @@ class Layer {
     const std::vector<float> x = draw(s_.rows * s_.inner), weight = draw(s_.columns * s_.inner);
     const std::vector<float> b = draw(bias ? s_.columns : 0), before = draw(s_.rows * s_.columns);
     want_ = reference::linear(x, weight, b, s_.rows, s_.columns, s_.inner);
-    // One rounding, and fp32 sums of `inner` products of values up to 1. What is accumulated may be rounded
-    // before.
+    // One rounding, and fp32 sums of `inner` products of values up to 1. A product may be rounded before a
+    // bias or what is accumulated (both up to 1) is added: the library's kernels that split the inner
+    // dimension do.
     allowed_ = allowed_error(want_, y_dtype, 1, static_cast<double>(s_.inner) / 8 + 1);
-    if (accumulate) {
-      for (std::size_t i = 0; i < want_.size(); ++i) {
-        want_[i] += before[i];
-        allowed_[i] += 1.01 * unit_of(y_dtype) * std::fabs(want_[i]);
-      }
+    for (std::size_t i = 0; i < want_.size(); ++i) {
+      if (accumulate) want_[i] += before[i];
+      if (accumulate || bias) allowed_[i] += 1.01 * unit_of(y_dtype) * (std::fabs(want_[i]) + 1);
     }
     const auto place = [&](const std::vector<float>& values, std::size_t rows, std::size_t columns) {
       std::vector<float> spread(rows * (columns + padding), NAN);

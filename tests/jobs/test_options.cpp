@@ -238,6 +238,23 @@ TEST_CASE("other commands") {
   CHECK(exchange.kind == BenchOptions::Kind::kExchange);
   CHECK(exchange.model == "m");
   CHECK(exchange.length == 2048);
+  const auto decode = std::get<BenchOptions>(parse("bench decode --sparsity .9 --warps 8 --trace b.h5"));
+  CHECK(decode.device == DeviceKind::kCuda);
+  CHECK(decode.shapes.size() == 3);
+  CHECK(decode.sparsity == 0.9);
+  CHECK(decode.warps == 8);
+  CHECK(decode.repeats == 15);
+  CHECK(decode.trace == "b.h5");
+  const auto prefill = std::get<BenchOptions>(
+      parse("bench attention --device cuda --shapes D64-H8-K2-4K --path auto,mma --repeats 5"));
+  CHECK(prefill.shapes.front().head_dim == 64);
+  CHECK(prefill.paths == std::vector<std::string>{"auto", "mma"});
+  CHECK(prefill.repeats == 5);
+  const auto e2e = std::get<BenchOptions>(
+      parse("bench e2e --model m --device cuda --batch 8 --decode quest --set quest.tokens=1024"));
+  CHECK(e2e.batch == 8);
+  CHECK(e2e.decode == "quest");
+  CHECK(e2e.settings.at("quest.tokens") == "1024");
 }
 
 TEST_CASE("tasks: every option reaches its field") {
@@ -304,8 +321,13 @@ TEST_CASE("bad command lines are refused in one line that names the option and t
       {"--model m", {"'--model'", "unknown command"}},
       {"trace", {"trace", "check, rebuild, export, merge", "nothing"}},
       {"trace chek", {"'chek'", "check"}},
-      {"bench", {"e2e, load, gemm, attention, sparse, exchange"}},
+      {"bench", {"e2e, load, gemm, attention, decode, select, sparse, exchange"}},
       {"bench dense --model m", {"'dense'"}},
+      {"bench gemm", {"--model DIR", "missing"}},
+      {"bench decode --device cpu", {"--device", "'cpu'", "only device"}},
+      {"bench attention --model m --path mma", {"--path", "--device cuda"}},
+      {"bench attention --device cuda --path fast", {"--path", "'fast'", "wgmma"}},
+      {"bench select --shapes D128-H64-K7-1K", {"--shapes", "'D128-H64-K7-1K'", "D128-H64-K8-128K"}},
       {"info --jsn", {"--jsn", "did you mean --json?"}},
       {"info now", {"'now'", "unexpected"}},
       {"eval --task ruler_niah --length 1 --trace t", {"--model DIR", "missing"}},
@@ -378,7 +400,6 @@ TEST_CASE("bad command lines are refused in one line that names the option and t
       {kEval + "--set .=5", {"--set ."}},
       {kEval + "--decode quest --set quest.tokens=many", {"--set quest.tokens", "many"}},
       {kEval + "--decode quest --set quest.tokens=8", {"--set quest.tokens", "8", "16"}},
-      {kEval + "--device cuda", {"--device", "cuda", "not there yet"}},
       {kEval + "--device tpu", {"--device", "'tpu'"}},
       {kEval + "--tp 0", {"--tp", "0 is below 1"}},
       {kEval + "--sp 70000", {"--sp", "70000 is above 65536"}},

@@ -1,0 +1,234 @@
+// Times attention over random lists of blocks beside the dense kernel: bench_attention_sparse_prefill [LENGTH
+// …], H=8 K=1 D=128 bf16. Lists hold the diagonal block and random others of M tokens, for query blocks of M
+// rows of each head. Prints medians of interleaved rounds, the ratio to dense, and that ratio for each pair
+// kept, which is 1 where time follows 1 − s; planning is part of the time. Then block_sparse, whose selection
+// is part of the time too, and timed by itself.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "attention/block_select_cuda.hpp"
+#include "attention/sparse_prefill_cuda.hpp"
+#include "tests/attention/bench_prefill_problem.cuh"
+
+using namespace tessera;
+using namespace tessera::cuda;
+using cuda_bench::median;
+using cuda_bench::Problem;
+using cuda_bench::Shape;
+
+namespace {
+
+constexpr double kSparsities[] = {0, 0.5, 0.8, 0.9, 0.95, 0.98};
+
+DeviceBuffer to_device(const void* data, std::size_t bytes, StreamView stream, MemoryMeter& meter) {
+  DeviceBuffer buffer(bytes, stream.device, MemoryKind::kWorkspace, meter);
+  copy_to_device(buffer.data(), data, bytes, stream);
+  synchronize(stream);
+  return buffer;
+}
+
+struct Lists {
+  Lists(const Problem& problem, int rows_per_block, double sparsity, MemoryMeter& meter)
+      : rows_per_block(rows_per_block), sparsity(sparsity) {
+    const PrefillParams& dense = problem.p;
+    const std::int64_t rows = dense.tokens / rows_per_block;
+    const int blocks_a_unit = rows_per_block / kBlockTokens;
+    std::mt19937_64 rng(11);
+    std::vector<std::int64_t> row_begin = {0};
+    std::vector<BlockEntry> entries;
+    double visible = 0;
+    const double edge = rows_per_block;
+    for (int head = 0; head < dense.heads; ++head) {
+      for (std::int64_t row = 0; row < rows; ++row) {
+        const std::int64_t others =
+            std::llround((1 - sparsity) * static_cast<double>(row + 1)) - 1;  // beside the diagonal
+        std::int64_t wanted = std::clamp<std::int64_t>(others, 0, row);
+        visible += static_cast<double>(wanted) * edge * edge + edge * (edge + 1) / 2;
+        for (std::int64_t unit = 0; unit <= row; ++unit) {  // each of the rest with the chance that is due
+          const bool taken = unit == row || static_cast<std::int64_t>(
+                                                rng() % static_cast<std::uint64_t>(row - unit)) < wanted;
+          if (!taken) continue;
+          if (unit != row) --wanted;
+          for (int b = 0; b < blocks_a_unit; ++b) {
+            entries.push_back(BlockEntry::make(unit * blocks_a_unit + b, 15));
+          }
+        }
+        row_begin.push_back(static_cast<std::int64_t>(entries.size()));
+      }
+    }
+    const double length = static_cast<double>(dense.tokens);
+    kept = visible / (length * (length + 1) / 2 * dense.heads);
+    const TokenRange all = {0, dense.tokens};
+    const std::vector<QueryRows> query = query_rows({&all, 1}, rows_per_block);
+    begins = to_device(row_begin.data(), row_begin.size() * 8, dense.stream, meter);
+    list = to_device(entries.data(), entries.size() * sizeof(BlockEntry), dense.stream, meter);
+    query_blocks = to_device(query.data(), query.size() * sizeof(QueryRows), dense.stream, meter);
+    workspace = DeviceBuffer(sparse_prefill_workspace(dense.heads, rows), dense.stream.device,
+                             MemoryKind::kWorkspace, meter);
+    p.tokens = dense.tokens;
+    p.heads = dense.heads;
+    p.q = dense.q;
+    p.q_row_stride = dense.q_row_stride;
+    p.rows = query_blocks.as<QueryRows>();
+    p.row_blocks = rows;
+    p.lists = {dense.heads, rows_per_block, rows, begins.as<std::int64_t>(), list.as<BlockEntry>()};
+    p.kv = dense.kv;
+    p.pool_slots = dense.pool_slots;
+    p.scale = dense.scale;
+    p.out = dense.out;
+    p.lse = dense.lse;
+    p.workspace = workspace.data();
+    p.counters = dense.counters;
+    p.stream = dense.stream;
+  }
+
+  int rows_per_block;
+  double sparsity;
+  double kept = 0;  // share of causal pairs
+  DeviceBuffer begins, list, query_blocks, workspace;
+  SparsePrefillParams p;
+  std::vector<double> times;
+};
+
+// block_sparse with a budget that keeps about 1 − sparsity of the pairs.
+struct Chosen {
+  Chosen(const Problem& problem, std::int64_t edge, double sparsity, MemoryMeter& meter)
+      : sparsity(sparsity) {
+    const PrefillParams& dense = problem.p;
+    BlockSelectProblem& q = select.problem;
+    q = {dense.tokens, dense.heads, dense.kv.kv_heads, dense.kv.head_dim, edge, 3};
+    const std::int64_t rows = q.rows();
+    const auto share = [&](std::int64_t budget) {  // of blocks below the diagonal and on it
+      const double b = static_cast<double>(std::min(budget, rows));
+      const double n = static_cast<double>(rows);
+      return (b * (b + 1) / 2 + (n - b) * b) / (n * (n + 1) / 2);
+    };
+    while (share(q.budget) < 1 - sparsity && q.budget < rows) ++q.budget;
+    kept = share(q.budget);
+    const auto buffer = [&](std::size_t bytes) {
+      return DeviceBuffer(bytes, dense.stream.device, MemoryKind::kWorkspace, meter);
+    };
+    const TokenRange all = {0, dense.tokens};
+    const std::vector<QueryRows> query = query_rows({&all, 1}, static_cast<int>(edge));
+    query_blocks = to_device(query.data(), query.size() * sizeof(QueryRows), dense.stream, meter);
+    begins = buffer(static_cast<std::size_t>(q.heads * rows + 1) * sizeof(std::int64_t));
+    entries = buffer(static_cast<std::size_t>(block_list_entries(q)) * sizeof(BlockEntry));
+    means = buffer(block_select_workspace(q));
+    workspace = buffer(sparse_prefill_workspace(dense.heads, rows));
+    select.q = dense.q;
+    select.q_row_stride = dense.q_row_stride;
+    select.kv = dense.kv;
+    select.workspace = means.data();
+    select.row_begin = begins.as<std::int64_t>();
+    select.entries = entries.as<BlockEntry>();
+    select.stream = dense.stream;
+    attend.tokens = dense.tokens;
+    attend.heads = dense.heads;
+    attend.q = dense.q;
+    attend.q_row_stride = dense.q_row_stride;
+    attend.rows = query_blocks.as<QueryRows>();
+    attend.row_blocks = rows;
+    attend.lists = {dense.heads, static_cast<int>(edge), rows, select.row_begin, select.entries};
+    attend.kv = dense.kv;
+    attend.pool_slots = dense.pool_slots;
+    attend.scale = dense.scale;
+    attend.out = dense.out;
+    attend.lse = dense.lse;
+    attend.workspace = workspace.data();
+    attend.counters = dense.counters;
+    attend.stream = dense.stream;
+  }
+
+  double sparsity;
+  double kept = 0;
+  DeviceBuffer query_blocks, begins, entries, means, workspace;
+  DeviceBlockSelectParams select;
+  SparsePrefillParams attend;
+  std::vector<double> select_times, times;
+};
+
+// Milliseconds of one call.
+template <typename Call>
+double time(StreamView stream, CudaEvent& begin, CudaEvent& end, const Call& call) {
+  begin.record(stream);
+  call();
+  end.record(stream);
+  return milliseconds_between(begin, end);
+}
+
+void bench(std::int64_t length, StreamView stream, MemoryMeter& meter) {
+  const Shape shape = {"", 128, 8, 1, length, 0};
+  Problem problem(shape, stream, meter);
+  std::vector<std::unique_ptr<Lists>> lists;
+  for (int rows : {128, 64}) {
+    for (double s : kSparsities) lists.push_back(std::make_unique<Lists>(problem, rows, s, meter));
+  }
+  std::vector<std::unique_ptr<Chosen>> chosen;
+  for (std::int64_t edge : {64, 128}) {
+    for (double s : {0.5, 0.8, 0.9, 0.95}) {
+      chosen.push_back(std::make_unique<Chosen>(problem, edge, s, meter));
+    }
+  }
+  CudaEvent begin(stream.device, EventUse::kTiming);
+  CudaEvent end(stream.device, EventUse::kTiming);
+  std::vector<double> dense;
+  const int rounds = length > 100'000 ? 5 : 11;
+  for (int round = -1; round < rounds; ++round) {  // the first is warm-up
+    const double dense_ms = time(stream, begin, end, [&] { prefill_attention(problem.p); });
+    if (round >= 0) dense.push_back(dense_ms);
+    for (const auto& l : lists) {
+      const double ms = time(stream, begin, end, [&] { sparse_prefill_attention(l->p); });
+      if (round >= 0) l->times.push_back(ms);
+    }
+    for (const auto& c : chosen) {
+      const double select_ms = time(stream, begin, end, [&] { select_blocks_on_device(c->select); });
+      const double ms = time(stream, begin, end, [&] {
+        select_blocks_on_device(c->select);
+        sparse_prefill_attention(c->attend);
+      });
+      if (round < 0) continue;
+      c->select_times.push_back(select_ms);
+      c->times.push_back(ms);
+    }
+  }
+  const double s = static_cast<double>(length);
+  const double flop = 2.0 * s * (s + 1) * shape.head_dim * shape.heads;
+  const double dense_ms = median(dense);
+  std::printf("S=%-6lld dense %22.3f ms                                %6.1f TFLOP/s\n",
+              static_cast<long long>(length), dense_ms, flop / dense_ms * 1e-9);
+  for (const auto& l : lists) {
+    const double ms = median(l->times);
+    std::printf("S=%-6lld M=%-3d s=%.2f kept %.4f %9.3f ms  of dense %.4f  by pair %.3f %6.1f TFLOP/s\n",
+                static_cast<long long>(length), l->rows_per_block, l->sparsity, l->kept, ms, ms / dense_ms,
+                ms / dense_ms / l->kept, flop * l->kept / ms * 1e-9);
+  }
+  for (const auto& c : chosen) {
+    const double ms = median(c->times);
+    std::printf(
+        "S=%-6lld block_sparse %-3lld s=%.2f kept %.4f %9.3f ms  of dense %.4f  by pair %.3f selection %.3f "
+        "ms\n",
+        static_cast<long long>(length), static_cast<long long>(c->select.problem.edge), c->sparsity, c->kept,
+        ms, ms / dense_ms, ms / dense_ms / c->kept, median(c->select_times));
+  }
+  std::fflush(stdout);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    MemoryMeter meter;
+    CudaStream stream({DeviceKind::kCuda, 0});
+    std::vector<std::int64_t> lengths = {16384, 65536, 131072};
+    if (argc > 1) lengths.clear();
+    for (int i = 1; i < argc; ++i) lengths.push_back(std::atoll(argv[i]) / 128 * 128);
+    for (std::int64_t length : lengths) bench(length, stream, meter);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "bench_attention_sparse_prefill: %s\n", error.what());
+    return 1;
+  }
+  return 0;
+}

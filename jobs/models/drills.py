@@ -6,6 +6,8 @@ import re
 
 import torch
 
+from model import ENTRIES
+
 # Tokens that stand for something only by being the same as another: any of a class may take another's place, if it
 # does so everywhere in a row.
 NAME_CLASSES = (r"(?=.*[a-z])[a-z0-9]{2}", r"[A-Z]{2}", r"[A-Z]", r"Ġ[a-z]+", r"Ġ[A-Z][a-z]+", r"[a-z]{3,}")
@@ -21,10 +23,10 @@ def name_classes(tokenizer_path, fixed_ids, device):
     return [torch.tensor(sorted(ids), device=device) for ids in classes]
 
 
-def rename(tokens, classes, entries, share, generator):
+def rename(tokens, classes, share, generator):
     """Gives the names of each row others, drawn for the row; `share` of the rows only. tokens (rows, length)."""
     rows = tokens.shape[0]
-    table = torch.arange(entries, device=tokens.device).repeat(rows, 1)
+    table = torch.arange(ENTRIES, device=tokens.device).repeat(rows, 1)
     for ids in classes:
         order = torch.rand(rows, len(ids), device=tokens.device, generator=generator).argsort(1)
         table[:, ids] = ids[order]
@@ -50,13 +52,15 @@ class Drill:
 FIRST_DRILLS = ((400, Drill(64, 256, (64, 64), (4, 8), False)), (500, Drill(128, 128, (16, 256), (5, 16), True)),
                 (500, Drill(256, 64, (32, 1024), (6, 24), True)))
 
-# For the narrowest model, which loses what it found where other tokens come all at once: they come between.
-GRADUAL_DRILLS = ((1200, Drill(64, 256, (64, 64), (4, 8), False)),) + 60 * (
-    (20, Drill(64, 256, (64, 64), (4, 8), False)), (20, Drill(64, 256, (64, 512), (4, 8), False)),
-    (20, Drill(64, 256, (64, 4096), (4, 8), False)), (20, Drill(128, 128, (16, 256), (5, 16), True)))
+
+def gradual_drills(first, rounds):
+    """For the narrower models, which lose what they found where other tokens come all at once: they come between."""
+    known, some, all_kinds = (Drill(64, 256, (64, most), (4, 8), False) for most in (64, 512, ENTRIES))
+    longer = Drill(128, 128, (16, 256), (5, 16), True)
+    return ((first, known),) + rounds * ((20, known), (20, some), (20, all_kinds), (20, longer))
 
 
-def copying_rows(drill, rows, entries, device, generator):
+def copying_rows(drill, rows, device, generator):
     """Random segments, then the same segments in another order; loss where enough of a segment was said to know it."""
     known = 2
     size = random.Random(generator.initial_seed()).randint(*drill.sizes)  # on the host: a number from the device waits
@@ -65,8 +69,8 @@ def copying_rows(drill, rows, entries, device, generator):
     kinds = drill.kinds[0] * (drill.kinds[1] / drill.kinds[0]) ** share
     first = (torch.rand(rows, count, size, generator=generator, device=device) * kinds).long()
     if drill.anywhere:  # an odd factor and a power of two: other tokens, as many as before
-        shift = torch.randint(0, entries, (rows, 1, 1), generator=generator, device=device)
-        first = (first * 1237 + shift) % entries
+        shift = torch.randint(0, ENTRIES, (rows, 1, 1), generator=generator, device=device)
+        first = (first * 1237 + shift) % ENTRIES
     order = torch.rand(rows, count, generator=generator, device=device).argsort(1)
     second = first.gather(1, order[..., None].expand(-1, -1, size))
     tokens = torch.zeros(rows, drill.row, dtype=torch.long, device=device)

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F
 
 from conversations import LENGTHS, TASKS, WORDING
-from drills import FIRST_DRILLS, GRADUAL_DRILLS, Drill, copying_rows, name_classes, rename
+from drills import FIRST_DRILLS, Drill, copying_rows, gradual_drills, name_classes, rename
 from make_rows import rows_path
 from model import ENTRIES, SHAPES, Model, export, exported_weights
 from muon import Muon
@@ -47,8 +47,9 @@ class Recipe:
     drills: tuple = FIRST_DRILLS
 
 
-RECIPES = {"mini-s": Recipe(2.0e-3, (8000, 5000, 4000, 1000), GRADUAL_DRILLS),
-           "mini-m": Recipe(1.5e-3, (12000, 7000, 6000, 1500)), "mini-l": Recipe(1.0e-3, (12000, 6000, 6000, 1600))}
+RECIPES = {"mini-s": Recipe(2.0e-3, (8000, 5000, 4000, 1000), gradual_drills(1200, 60)),
+           "mini-m": Recipe(1.5e-3, (4000, 3000, 5000, 1500), gradual_drills(500, 25)),
+           "mini-l": Recipe(1.0e-3, (5000, 4000, 7000, 1800))}
 
 
 def plan_steps(recipe, seed):
@@ -106,11 +107,11 @@ class Batches:
         if step not in self.rows:
             self.rows[step] = Rows(self.folder, length, self.device)
         drawn = self.rows[step].draw(BATCH[step] - copying.rows, self.generator)
-        renamed = rename(drawn[0], self.classes, ENTRIES, RENAMED, self.generator)
+        renamed = rename(drawn[0], self.classes, RENAMED, self.generator)
         return torch.cat([renamed, tokens]), torch.cat([drawn[1], places]), torch.cat([drawn[2], tasks])
 
     def drills(self, drill, rows):
-        tokens, places = copying_rows(drill, rows, ENTRIES, self.device, self.generator)
+        tokens, places = copying_rows(drill, rows, self.device, self.generator)
         return tokens, places, torch.full((rows,), len(TASKS), device=self.device)
 
 

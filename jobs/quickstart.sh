@@ -21,7 +21,7 @@ evaluate() {
   local part=traces/quickstart/$1.h5
   shift
   parts+=("$part")
-  local command=(mpirun -np 2 tessera eval --model jobs/models/mini-m --task ruler_niah,story_filtering --length 4096
+  local command=(mpirun -np 2 tessera eval --model jobs/models/mini-m --task ruler_niah,ruler_vt --length 4096
     --samples "${SAMPLES:-10}" --prompt-style compact --max-output-tokens 128 --sp 2 "$@" --trace "$part" --fresh)
   say "${command[*]}"
   "${command[@]}"

@@ -14,6 +14,7 @@
 #include "jobs/bench.hpp"
 #include "jobs/eval.hpp"
 #include "jobs/info.hpp"
+#include "jobs/launch_facts.hpp"
 #include "jobs/options.hpp"
 #include "jobs/plan/plan_command.hpp"
 #include "jobs/report.hpp"
@@ -21,6 +22,7 @@
 #include "jobs/tasks_command.hpp"
 #include "jobs/trace_command.hpp"
 #include "parallel/agreement.hpp"
+#include "parallel/handshake.hpp"
 #include "parallel/mpi_session.hpp"
 #include "runtime/core/error.hpp"
 #include "runtime/core/host.hpp"
@@ -56,12 +58,16 @@ bool is_parallel(const ParsedCommand& command) {
 struct RankCommand {
   std::optional<ParsedCommand> parsed;
   std::exception_ptr failure;
+  std::string line;     // as it was given
+  std::string options;  // the same without the program's name
 };
 
 // Ranks of one job say once, together, what is wrong with their options. A failure of a process that is
 // alone, or of a command that starts no ranks, is thrown at once.
 RankCommand parse_on_rank(int argc, char** argv) {
   RankCommand command;
+  command.line = joined(argc, argv);
+  command.options = joined(argc - 1, argv + 1);
   try {
     command.parsed = parse_command_line(argc, argv);
   } catch (const Error&) {
@@ -82,13 +88,16 @@ void print_rank_error(const MpiSession& session, const std::string& message) {
 
 // An error that all ranks agreed on is printed by rank 0 alone, and every rank leaves with its code. One that
 // a rank met by itself while others may wait for it ends the whole job.
-int run_on_ranks(const RankCommand& command, const std::string& command_line) {
+int run_on_ranks(const RankCommand& command) {
   MpiSession session = MpiSession::start(detect_launch());
   try {
     run_agreed(*session.world(), [&] {
       if (command.failure) std::rethrow_exception(command.failure);
     });
-    const ExitCode code = run_parallel(*command.parsed, session, command_line);
+    const bool shows_what_differs = std::holds_alternative<InfoOptions>(*command.parsed);
+    if (!shows_what_differs)
+      require_equal_facts(*session.world(), launch_facts(*command.parsed, command.options));
+    const ExitCode code = run_parallel(*command.parsed, session, command.line);
     session.finalize();
     return static_cast<int>(code);
   } catch (const Error& error) {
@@ -165,7 +174,7 @@ int main(int argc, char** argv) {
   try {
     const RankCommand command = parse_on_rank(argc, argv);
     const bool alone = command.parsed && !is_parallel(*command.parsed);
-    return alone ? run_alone(*command.parsed) : run_on_ranks(command, joined(argc, argv));
+    return alone ? run_alone(*command.parsed) : run_on_ranks(command);
   } catch (const Error& error) {
     fmt::print(stderr, "tessera: {}\n", error.what());
     return static_cast<int>(error.code());

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "parallel/gather_texts.hpp"
 #include "parallel/mpi_session.hpp"
 #include "runtime/core/error.hpp"
 #include "runtime/core/host.hpp"
@@ -57,27 +58,6 @@ std::optional<Failure> run(const std::function<void()>& work) {
   }
 }
 
-// The packed failure of each rank; empty for one that did not fail.
-std::vector<std::string> share_failures(Communicator& world, const std::string& mine) {
-  const auto ranks = static_cast<std::size_t>(world.size());
-  const std::uint64_t bytes = mine.size();
-  std::vector<std::uint64_t> sizes(ranks);
-  world.all_gather(&bytes, sizeof bytes, sizes.data());
-  const std::vector<std::size_t> counts(sizes.begin(), sizes.end());
-  std::size_t total = 0;
-  for (const std::size_t count : counts) total += count;
-  std::string all(total, '\0');
-  world.all_gather_v(mine.data(), all.data(), counts);
-
-  std::vector<std::string> parts;
-  std::size_t begin = 0;
-  for (const std::size_t count : counts) {
-    parts.push_back(all.substr(begin, count));
-    begin += count;
-  }
-  return parts;
-}
-
 }  // namespace
 
 void throw_error(int code, const std::string& message) {
@@ -107,7 +87,8 @@ void run_agreed(Communicator& world, const std::function<void()>& work) {
   world.all_reduce_max(&any_failed, 1);
   if (any_failed == 0) return;
 
-  const std::vector<std::string> packed = share_failures(world, mine ? pack(*mine) : std::string());
+  // Empty for a rank that did not fail.
+  const std::vector<std::string> packed = all_gather_texts(world, mine ? pack(*mine) : std::string());
   std::optional<Failure> first;
   int first_rank = 0;
   bool alike = true;

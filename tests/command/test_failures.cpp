@@ -34,6 +34,12 @@ std::vector<std::string> lines_with(const std::string& text, const std::string& 
   return found;
 }
 
+// Two ranks given the same options, each of which finds its own model under that name.
+Words in_folders(const std::string& folder_of_0, const std::string& folder_of_1, const Words& arguments) {
+  return mpirun() + Words{"-np", "1", "-wdir", folder_of_0} + tessera(arguments) +
+         Words{":", "-np", "1", "-wdir", folder_of_1} + tessera(arguments);
+}
+
 bool has_sample(const std::string& trace) {
   return fs::exists(trace + ".journal") &&
          read_file(trace + ".journal").find("\"type\":\"sample\"") != std::string::npos;
@@ -70,17 +76,16 @@ TEST_CASE("a weight that is no number ends the run with code 6 and no sample") {
 TEST_CASE("one rank's bad file ends the job with that rank's message and code") {
   const TempFolder folder;
   const ModelCopy good("qwen2-tied", folder.path());
-  const ModelCopy bad("llama3", folder.path());
+  const std::string spoilt = folder / "spoilt";
+  fs::create_directory(spoilt);
+  const ModelCopy bad("qwen2-tied", spoilt);
   fs::remove(bad / "model.safetensors");
   const std::string trace = folder / "out.h5";
   for (const int culprit : {0, 1}) {
     CAPTURE(culprit);
-    Words words = mpirun();
-    for (int rank = 0; rank < 2; ++rank) {
-      if (rank > 0) words.push_back(":");
-      words = words + Words{"-np", "1"} +
-              tessera(eval(rank == culprit ? bad.path() : good.path(), trace) + Words{"--tp", "2"});
-    }
+    const Words words =
+        in_folders(culprit == 0 ? spoilt : folder.path(), culprit == 1 ? spoilt : folder.path(),
+                   eval("qwen2-tied", trace) + Words{"--tp", "2"});
     CommandOptions options;
     options.limit_s = 60;
     const CommandResult result = run_command(words, options);
@@ -101,18 +106,16 @@ TEST_CASE("one rank's bad file ends the job with that rank's message and code") 
 TEST_CASE("a replica that fails by itself in its work ends the job with its message and code") {
   const TempFolder folder;
   const ModelCopy good("qwen2-tied", folder.path());
-  fs::create_directory(folder / "spoilt");
-  const ModelCopy bad("qwen2-tied", folder / "spoilt");
+  const std::string spoilt = folder / "spoilt";
+  fs::create_directory(spoilt);
+  const ModelCopy bad("qwen2-tied", spoilt);
   put_nan(bad, "model.layers.0.self_attn.q_proj.weight");
   for (const int culprit : {0, 1}) {
     CAPTURE(culprit);
     const std::string trace = folder / ("out" + std::to_string(culprit) + ".h5");
-    Words words = mpirun();
-    for (int rank = 0; rank < 2; ++rank) {
-      if (rank > 0) words.push_back(":");
-      words = words + Words{"-np", "1"} +
-              tessera(eval(rank == culprit ? bad.path() : good.path(), trace) + Words{"--dp", "2"});
-    }
+    const Words words =
+        in_folders(culprit == 0 ? spoilt : folder.path(), culprit == 1 ? spoilt : folder.path(),
+                   eval("qwen2-tied", trace) + Words{"--dp", "2"});
     CommandOptions options;
     options.limit_s = 60;
     const CommandResult result = run_command(words, options);
@@ -126,7 +129,7 @@ TEST_CASE("a replica that fails by itself in its work ends the job with its mess
   }
 }
 
-TEST_CASE("ranks that were given other options do not start") {
+TEST_CASE("a rank that was given options it does not know is named, and none starts") {
   const TempFolder folder;
   const ModelCopy model("qwen2-tied", folder.path());
   const std::string trace = folder / "out.h5";
@@ -144,6 +147,35 @@ TEST_CASE("ranks that were given other options do not start") {
   CHECK(errors.front().find("tessera: rank 1 (") == 0);
   CHECK(!fs::exists(trace + ".journal"));
   CHECK(all_gone(folder.path(), 15));
+}
+
+TEST_CASE("ranks that differ in what must be the same do not start, and the field is named") {
+  const TempFolder folder;
+  const ModelCopy model("qwen2-tied", folder.path());
+  const std::string trace = folder / "out.h5";
+  const Words common = eval(model.path(), trace) + Words{"--tp", "2"};
+  const Words set = {"env", "OPENBLAS_CORETYPE=Haswell"};
+  struct Case {
+    Words of_rank_1;
+    std::string said;
+  };
+  for (const Case& c :
+       {Case{tessera(common + Words{"--seed", "7"}), "--seed 7 on rank 1"},
+        Case{set + tessera(common), "OPENBLAS_CORETYPE (not set) on rank 0, Haswell on rank 1"}}) {
+    CommandOptions options;
+    options.limit_s = 60;
+    const CommandResult result = run_command(
+        mpirun() + Words{"-np", "1"} + tessera(common) + Words{":", "-np", "1"} + c.of_rank_1, options);
+    CAPTURE(result.err);
+    CHECK(!result.timed_out);
+    CHECK(result.code == 2);
+    const std::vector<std::string> errors = lines_with(result.err, "tessera: ");
+    REQUIRE(errors.size() == 1);
+    CHECK(errors.front().find("the ranks differ in what must be the same: ") != std::string::npos);
+    CHECK(errors.front().find(c.said) != std::string::npos);
+    CHECK(!fs::exists(trace + ".journal"));
+    CHECK(all_gone(folder.path(), 15));
+  }
 }
 
 }  // namespace tessera::test

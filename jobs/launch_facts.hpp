@@ -1,0 +1,17 @@
+// What the ranks of a job must have in common, told by each (parallel/handshake.hpp).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "jobs/options.hpp"
+#include "parallel/handshake.hpp"
+
+namespace tessera {
+
+// The program and its libraries, the options as they were given, and the settings from outside that choose
+// other arithmetic; for a run on GPUs also the driver and the CUDA runtime. Machines may differ: their
+// processors are no part of this.
+std::vector<Fact> launch_facts(const ParsedCommand& command, const std::string& options);
+
+}  // namespace tessera

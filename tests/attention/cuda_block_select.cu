@@ -67,9 +67,10 @@ void check(Gpu& gpu, const Case& c, std::uint64_t seed) {
   input.q = q.data();
   input.k = k.data();
   input.scale = 1;
-  const MethodSettings settings(find_method(Phase::kPrefill, "block_sparse"),
-                                std::map<std::string, std::string>{{"edge", fmt::format("{}", c.edge)},
-                                                                   {"blocks", fmt::format("{}", c.budget)}});
+  const MethodSettings settings(
+      find_method(Phase::kPrefill, "block_sparse"),
+      std::map<std::string, std::string>{{"block_sparse.edge", fmt::format("{}", c.edge)},
+                                         {"block_sparse.blocks", fmt::format("{}", c.budget)}});
   const PrefillSelection expected = select_prefill(input, settings).selection;
 
   const tessera::testing::PagedKeys paged(k, v, c.tokens, c.kv_heads, c.head_dim, c.dtype,

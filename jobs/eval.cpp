@@ -16,6 +16,7 @@
 #include "jobs/log.hpp"
 #include "jobs/model_setup.hpp"
 #include "jobs/output_place.hpp"
+#include "jobs/plan/plan_check.hpp"
 #include "jobs/recorder.hpp"
 #include "jobs/run_identity.hpp"
 #include "jobs/sample_service.hpp"
@@ -106,11 +107,12 @@ class EvalRun {
   void settle_budgets();  // those that only the journal or the model can tell
   void calibrate_budgets();
   TaskContext task_context() const;
-  void open_journal();  // rank 0
-  void prepare();       // the samples that are left to do
-  void load();          // the grid and its weights
-  void begin();         // the attempt
-  void answer();        // all requests, or until asked to stop
+  void open_journal();                           // rank 0
+  void prepare();                                // the samples that are left to do
+  void load();                                   // the grid and its weights
+  void begin();                                  // the attempt
+  void predict(const std::string& device_name);  // rank 0
+  void answer();                                 // all requests, or until asked to stop
   void work_on_requests();
   ExitCode finish(bool stopped);
   bool stop_requested() const;
@@ -134,6 +136,7 @@ class EvalRun {
   std::vector<const Task*> tasks_;
   std::optional<AttentionSetup> attention_;
   std::int64_t max_tokens_ = 0;  // of a sequence, output included
+  KeptWeights kept_weights_;
   std::optional<Recorder> recorder_;
   std::vector<PreparedSample> samples_;  // rank 0: handed to the recorder by load
   std::int64_t left_ = 0;                // samples to do, on every rank
@@ -181,9 +184,9 @@ void EvalRun::check() {
     check_tensor_parallel(model_->config, shape_.tp);
     std::vector<DType> dtypes;  // of the files, which may differ from config.json's
     if (!options_.weights.random) dtypes = check_checkpoint(options_.model, model_->config);
+    kept_weights_ = kept_weights(options_, model_->config, dtypes);
     if (on_gpu()) return check_gpu_run();
-    const MemoryRequest request{run_shape(options_, shape_, max_tokens_),
-                                kept_weights(options_, model_->config, dtypes)};
+    const MemoryRequest request{run_shape(options_, shape_, max_tokens_), kept_weights_};
     const MemoryPlan memory = plan_memory(model_->config, request, attention_->plan);
     check_memory(memory, session_.launch().local_size);
     log_->info("{}", memory_text(memory));
@@ -308,8 +311,29 @@ void EvalRun::begin() {
   run_agreed(*world_, [&] {
     if (!is_first_rank()) return;
     if (!options_.dump_selections.empty()) make_dump_folder(options_.dump_selections);
+    predict(attempt.front().device_name);
     recorder_->begin(std::move(attempt), std::move(samples_), bytes);
   });
+}
+
+// With the batch that the samples left to do can fill.
+void EvalRun::predict(const std::string& device_name) {
+  if (options_.machine.machine.empty() && on_gpu()) options_.machine.machine = machine_of_device(device_name);
+  const Machine machine = make_machine(options_.machine);
+  PlanProblem problem = plan_problem(options_, model_->config, *attention_, kept_weights_,
+                                     max_tokens_ - options_.length, shape_.ranks());
+  problem.tp = shape_.tp;
+  problem.sp = shape_.sp;
+  problem.dp = shape_.dp;
+  if (on_gpu()) problem.dtype = model_->config.dtype;
+  const Plan whole = make_plan(problem, machine);
+  const std::int64_t a_replica = (left_ + shape_.dp - 1) / shape_.dp;
+  problem.batch = static_cast<int>(std::min<std::int64_t>(problem.batch, a_replica));
+  const Plan filled = make_plan(problem, machine);
+  if (filled.grids.empty()) return;
+  GridPlan plan = filled.grids.front();
+  if (on_gpu()) plan.kv_used = whole.grids.front().kv_used;  // set aside for every sequence of the batch
+  recorder_->expect(plan, machine);
 }
 
 void EvalRun::answer() {

@@ -170,6 +170,10 @@ void declare_eval(OptionSet& set, EvalOptions& o, std::string& config, bool plan
   set.text("config", &config, "FILE.toml",
            "options from a TOML file, keys without dashes; the command line wins")
       .in_file = false;
+  if (plans) return;
+
+  set.group("Prediction, printed beside what the run measured");
+  add_machine_options(set, o.machine, "on a GPU by its name; else cpu");
 }
 
 OptionSet eval_options(EvalOptions& o, std::string& config) {

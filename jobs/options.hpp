@@ -86,13 +86,13 @@ struct EvalOptions : TaskOptions {
   bool fresh = false;
   double timeout_s = 600;  // a rank that waits longer for a peer gives up
   double max_time_s = 0;   // 0: no limit
+  MachineOptions machine;  // what times are predicted for
 };
 
 // What `eval` would be asked (tp, sp, dp: 0 where not given; tasks and trace may be left out), and where.
 struct PlanOptions {
   EvalOptions eval;
   int ranks = 0;  // settled by settle_plan_options
-  MachineOptions machine;
   std::string format = "text";  // text, markdown, csv or json
 };
 

@@ -70,6 +70,11 @@ void Recorder::begin(std::vector<AttemptRank> ranks, std::vector<PreparedSample>
   progress_->update(done_);
 }
 
+void Recorder::expect(const GridPlan& plan, const Machine& machine) {
+  plan_ = plan;
+  machine_ = machine;
+}
+
 std::vector<Request> Recorder::requests() const {
   std::vector<Request> requests;
   for (std::size_t i = 0; i < samples_.size(); ++i) {
@@ -106,6 +111,7 @@ void Recorder::record(const Completion& completion) {
   const SampleRecord record = make_sample_record(
       {&options_, &model_, &task, &sample, &completion, &attention_.plan, shape_, weight_bytes_});
   say_gathered(completion);
+  measured_.add(completion);
   journal_->append_sample(record);
   ++done_;
   ++scored_;
@@ -150,6 +156,7 @@ void Recorder::print_summary(double seconds) const {
     fmt::print("{} tasks, {} samples, {}\n", contents.points.size(), contents.samples.size(),
                duration_text(seconds));
   }
+  if (plan_) fmt::print("{}", beside_text(*plan_, machine_, measured_));
   fmt::print("trace {}\n", options_.trace);
 }
 

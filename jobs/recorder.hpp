@@ -13,6 +13,7 @@
 #include "jobs/log.hpp"
 #include "jobs/model_setup.hpp"
 #include "jobs/options.hpp"
+#include "jobs/plan/plan_beside.hpp"
 #include "jobs/progress.hpp"
 #include "runtime/model/completion.hpp"
 #include "runtime/model/op_times.hpp"
@@ -35,6 +36,9 @@ class Recorder {
 
   void begin(std::vector<AttemptRank> ranks, std::vector<PreparedSample> samples, std::int64_t weight_bytes);
   std::vector<Request> requests() const;  // request i asks sample i of begin
+
+  // What a plan says of this run, printed by print_summary beside what was measured.
+  void expect(const GridPlan& plan, const Machine& machine);
 
   // From one thread at a time. When record returns the sample is on disk.
   void record(const Completion& completion);
@@ -67,6 +71,9 @@ class Recorder {
   std::int64_t in_trace_ = 0;           // of them, in the trace
   std::int64_t scored_ = 0;             // by this attempt
   double score_sum_ = 0;
+  std::optional<GridPlan> plan_;
+  Machine machine_;
+  RunMeasures measured_;  // by this attempt
   bool said_gathered_ = false;
   HostClock::time_point trace_written_ = HostClock::now();
 };

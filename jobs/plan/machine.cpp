@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 
 #include <fmt/format.h>
 
@@ -54,8 +55,7 @@ void replace(const MachineOptions& options, Machine& machine) {
   set(options.link_latency, machine.link_latency);
 }
 
-}  // namespace
-
+// --device-memory, --flops, …
 void add_machine_rates(OptionSet& set, MachineOptions& o) {
   add_rate(set, "device-memory", &o.memory, "GB", kGiga, "memory that a rank may take, in 10^9 bytes");
   add_rate(set, "flops", &o.flops, "TFLOP/s", kTera, "matrix products of a rank, sustained");
@@ -72,6 +72,28 @@ std::vector<std::string> machine_names() {
   std::vector<std::string> names{"cpu"};
   for (const BuiltIn& row : kBuiltIn) names.emplace_back(row.name);
   return names;
+}
+
+}  // namespace
+
+void add_machine_options(OptionSet& set, MachineOptions& o, const std::string& default_machine) {
+  set.text("machine", &o.machine, "NAME|FILE.toml",
+           fmt::format("what a rank runs on: {}, or a file with the keys device-memory, flops, … of the "
+                       "options below. cpu knows nothing but this host's memory, which all ranks share "
+                       "unless --device-memory is given",
+                       fmt::join(machine_names(), ", ")))
+      .default_text = default_machine;
+  add_machine_rates(set, o);
+}
+
+// "NVIDIA H100 80GB HBM3" holds h100.
+std::string machine_of_device(const std::string& device_name) {
+  std::string lower = device_name;
+  for (char& letter : lower) letter = static_cast<char>(std::tolower(static_cast<unsigned char>(letter)));
+  for (const BuiltIn& row : kBuiltIn) {
+    if (lower.find(row.name) != std::string::npos) return row.name;
+  }
+  return "";
 }
 
 bool is_gpu(const std::string& machine) {

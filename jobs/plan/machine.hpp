@@ -31,10 +31,11 @@ struct MachineOptions {
   std::optional<double> memory, flops, attention_flops, bandwidth, link_bandwidth, link_latency;
 };
 
-// --device-memory, --flops, … ; a file has the same keys.
-void add_machine_rates(OptionSet& set, MachineOptions& options);
-std::vector<std::string> machine_names();
-bool is_gpu(const std::string& machine);  // a built-in one
+// --machine, then --device-memory, --flops, … ; a file has the same keys as the latter. default_machine: what
+// the help says is taken where --machine is not given.
+void add_machine_options(OptionSet& set, MachineOptions& options, const std::string& default_machine);
+std::string machine_of_device(const std::string& device_name);  // built-in name of a GPU; empty: none
+bool is_gpu(const std::string& machine);                        // a built-in one
 
 // The built-in machine, or the file, with what the options say in its place. UsageError.
 Machine make_machine(const MachineOptions& options);

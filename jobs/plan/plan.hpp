@@ -35,6 +35,7 @@ struct PlanProblem {
   std::int64_t length = 0;         // tokens of a prompt
   std::int64_t output_tokens = 1;  // of an answer; the first comes from the prefill
   int batch = 1;
+  bool on_gpu = false;        // the CUDA backend's memory; else the CPU's
   DType dtype = DType::kF32;  // of activations
   DType kv_dtype = DType::kF32;
   int ranks = 1;

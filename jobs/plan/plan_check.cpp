@@ -130,21 +130,8 @@ class PlanCheck {
   }
 
   void describe() {
-    PlanProblem problem;
-    problem.config = *config_;
-    problem.attention = attention_->plan;
-    problem.prefill = phase_sparsity(problem.attention.prefill, attention_->prefill, options_.length);
-    problem.decode = phase_sparsity(problem.attention.decode, attention_->decode, options_.length);
-    problem.weights = weights_;
-    problem.length = options_.length;
-    problem.output_tokens = output_tokens_;
-    problem.batch = options_.batch;
-    problem.dtype = options_.dtype;
-    problem.kv_dtype = options_.kv_dtype;
-    problem.ranks = plan_.ranks;
-    problem.tp = options_.tp;
-    problem.sp = options_.sp;
-    problem.dp = options_.dp;
+    PlanProblem problem =
+        plan_problem(options_, *config_, *attention_, weights_, output_tokens_, plan_.ranks);
 
     fs::path path = fs::absolute(options_.model).lexically_normal();
     if (!path.has_filename()) path = path.parent_path();
@@ -181,6 +168,28 @@ class PlanCheck {
 
 PlanSetup check_plan(const PlanOptions& options) {
   return PlanCheck(options).run();
+}
+
+PlanProblem plan_problem(const EvalOptions& options, const ModelConfig& config,
+                         const AttentionSetup& attention, const KeptWeights& weights,
+                         std::int64_t output_tokens, int ranks) {
+  PlanProblem problem;
+  problem.config = config;
+  problem.attention = attention.plan;
+  problem.prefill = phase_sparsity(attention.plan.prefill, attention.prefill, options.length);
+  problem.decode = phase_sparsity(attention.plan.decode, attention.decode, options.length);
+  problem.weights = weights;
+  problem.length = options.length;
+  problem.output_tokens = output_tokens;
+  problem.batch = options.batch;
+  problem.on_gpu = options.device == DeviceKind::kCuda;
+  problem.dtype = options.dtype;
+  problem.kv_dtype = options.kv_dtype;
+  problem.ranks = ranks;
+  problem.tp = options.tp;
+  problem.sp = options.sp;
+  problem.dp = options.dp;
+  return problem;
 }
 
 ExitCode code_of(const std::vector<Finding>& findings) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "jobs/attention_setup.hpp"
 #include "jobs/options.hpp"
 #include "jobs/plan/plan.hpp"
 #include "runtime/core/error.hpp"
@@ -25,6 +26,11 @@ struct PlanSetup {
 };
 
 PlanSetup check_plan(const PlanOptions& options);
+
+// What is asked as the problem of a plan; output_tokens: of an answer.
+PlanProblem plan_problem(const EvalOptions& options, const ModelConfig& config,
+                         const AttentionSetup& attention, const KeptWeights& weights,
+                         std::int64_t output_tokens, int ranks);
 
 // 3 where a file is bad, else 2 where an option is, else 4: what has to be put right first.
 ExitCode code_of(const std::vector<Finding>& findings);

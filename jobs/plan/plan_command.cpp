@@ -11,7 +11,7 @@ namespace tessera {
 namespace {
 
 Machine machine_of(const PlanOptions& options) {
-  Machine machine = make_machine(options.machine);
+  Machine machine = make_machine(options.eval.machine);
   machine.decodes_by_heads = options.eval.device == DeviceKind::kCuda;
   if (machine.memory == 0 && options.eval.device == DeviceKind::kCpu) {
     machine.memory = static_cast<double>(read_host_memory().available);

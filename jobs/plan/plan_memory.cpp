@@ -14,6 +14,11 @@ MemoryPlan memory_plan(const PlanProblem& problem, const GridShape& shape) {
   return plan_memory(problem.config, {run_of(problem, shape), problem.weights}, problem.attention);
 }
 
+// The CUDA backend says itself what it takes, for the grids that it runs.
+bool runs_on_one_gpu(const PlanProblem& problem, const GridShape& shape) {
+  return problem.on_gpu && shape.tp == 1 && shape.sp == 1;
+}
+
 bool fits(const PlanProblem& problem, const Machine& machine, const GridShape& shape) {
   GridPlan grid;
   grid.shape = shape;
@@ -56,11 +61,20 @@ double memory_limit(const PlanProblem& problem, const Machine& machine) {
 }
 
 void fill_memory(const PlanProblem& problem, const Machine& machine, GridPlan& grid) {
+  const double limit = memory_limit(problem, machine);
+  if (runs_on_one_gpu(problem, grid.shape)) {
+    const DeviceNeeds needs =
+        device_bytes_needed(problem.config, run_of(problem, grid.shape), problem.attention);
+    grid.weights = static_cast<double>(needs.weights);
+    grid.kv = static_cast<double>(needs.kv);
+    grid.workspace = static_cast<double>(needs.workspace);
+    if (limit > 0) grid.missing = grid.memory() - limit;
+    return;
+  }
   const MemoryPlan plan = memory_plan(problem, grid.shape);
   grid.weights = static_cast<double>(plan.weights_mapped + plan.weights_owned);
   grid.kv = static_cast<double>(plan.kv);
   grid.workspace = static_cast<double>(plan.workspace);
-  const double limit = memory_limit(problem, machine);
   if (limit <= 0) return;
   grid.missing = grid.memory() - limit;
   if (machine.memory_is_shared) {  // as eval counts before it starts: mapped pages once for all ranks
@@ -71,6 +85,10 @@ void fill_memory(const PlanProblem& problem, const Machine& machine, GridPlan& g
 }
 
 void fill_kv_used(const PlanProblem& problem, GridPlan& grid) {
+  if (runs_on_one_gpu(problem, grid.shape)) {  // all slots are there from the start
+    grid.kv_used = grid.kv;
+    return;
+  }
   const RunShape run = run_of(problem, grid.shape);
   grid.kv_used = static_cast<double>(kv_slots_used(problem.config, run, problem.attention) *
                                      memory_plan(problem, grid.shape).kv_slot);

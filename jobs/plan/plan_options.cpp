@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include <fmt/format.h>
-
 #include "runtime/core/error.hpp"
 
 namespace tessera {
@@ -17,13 +15,7 @@ void add_plan_options(OptionSet& set, PlanOptions& o) {
   set.group("Plan");
   set.integer("ranks", &o.ranks, 1, kMostPlannedRanks, "ranks to plan for, one a device", "N",
               "tp x sp x dp where given, else 1");
-  set.text("machine", &o.machine.machine, "NAME|FILE.toml",
-           fmt::format("what a rank runs on: {}, or a file with the keys device-memory, flops, … of the "
-                       "options below. cpu knows nothing but this host's memory, which all ranks share "
-                       "unless --device-memory is given",
-                       fmt::join(machine_names(), ", ")))
-      .default_text = "cpu";
-  add_machine_rates(set, o.machine);
+  add_machine_options(set, o.eval.machine, "cpu");
   set.choice("format", &o.format, {"text", "markdown", "csv", "json"}, "of what is printed");
 }
 
@@ -37,7 +29,7 @@ void settle_plan_options(const OptionSet& set, PlanOptions& o) {
         "--tp {} x --sp {} x --dp {}: does not divide --ranks {}; choose others, or leave some out",
         std::max(1, eval.tp), std::max(1, eval.sp), std::max(1, eval.dp), o.ranks);
   }
-  if (is_gpu(o.machine.machine)) eval.device = DeviceKind::kCuda;
+  if (is_gpu(eval.machine.machine)) eval.device = DeviceKind::kCuda;
   if (eval.device != DeviceKind::kCuda) return;
   if (!set.was_given("dtype")) eval.dtype = DType::kBF16;
   if (!set.was_given("kv-dtype")) eval.kv_dtype = DType::kBF16;

@@ -197,9 +197,12 @@ TEST_CASE("an eval takes the memory that was planned") {
     const json report = planned(Words{"plan"} + same);
     REQUIRE(report.at("grids").size() == 1);
     const json& grid = report.at("grids").at(0);
-    const CommandResult result = run_command(tessera_on(c.tp * c.sp, Words{"eval"} + same));
+    const Words rates{"--flops", "0.1", "--bandwidth", "20", "--link-bandwidth", "5"};
+    const CommandResult result = run_command(tessera_on(c.tp * c.sp, Words{"eval"} + same + rates));
     CAPTURE(result.err);
     REQUIRE(result.code == 0);
+    CHECK(result.out.find("plan: memory of a rank: weights ") != std::string::npos);
+    CHECK(result.out.find("plan (cpu): prefill ") != std::string::npos);
 
     double kv = 0, weights = 0, peak = 0, flops = 0;
     const auto source = open_source(trace);

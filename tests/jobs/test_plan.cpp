@@ -1,6 +1,8 @@
 // The plan as a function: its figures against those worked out here from the published shapes, and against
 // what DESIGN.md section 8 measured.
 #include "jobs/plan/plan.hpp"
+#include "jobs/plan/plan_beside.hpp"
+#include "jobs/plan/plan_parts.hpp"
 
 #include <doctest/doctest.h>
 
@@ -291,6 +293,48 @@ TEST_CASE("plan: how the sparsity of a phase is known") {
         std::string::npos);
   budget.expected_sparsity = 0.81;
   CHECK(phase_sparsity(vertical, budget, k128K).source == SparsitySource::kExact);
+}
+
+TEST_CASE("plan: beside what a run measured, by medians, and times only where rates are known") {
+  GridPlan plan;
+  plan.weights = 2e9;
+  plan.kv_used = 1e6;
+  plan.workspace = 4e6;
+  RunMeasures measured;
+  CHECK(beside_text(plan, h200(), measured) == "");
+  for (const double prefill : {0.9, 0.2, 0.3}) {
+    Completion completion;
+    completion.prefill_s = prefill;
+    completion.per_token_s = prefill > 0.5 ? std::nan("") : prefill / 100;
+    completion.ranks.resize(2);
+    completion.ranks[1].peak_weights = 2'100'000'000;
+    completion.ranks[0].peak_kv = 990'000;
+    completion.ranks[0].peak_workspace = 4'000'000;
+    measured.add(completion);
+  }
+  const std::string memory =
+      "plan: memory of a rank: weights 2.00 GB, measured 2.10 GB (+5.0 %); KV 1.0 MB, measured 1.0 MB (-1.0 "
+      "%); "
+      "workspace 4.0 MB, measured 4.0 MB (+0.0 %)\n";
+  CHECK(beside_text(plan, h200(), measured) == memory);
+  plan.prefill_s = 1.2;
+  plan.step_s = 0.002;
+  CHECK(beside_text(plan, h200(), measured) ==
+        memory +
+            "plan (h200): prefill 1.200 s, measured 300.000 ms (-75.0 %); a token 2.000 ms, measured "
+            "2.500 ms (+25.0 %)\n");
+}
+
+TEST_CASE("plan: on one GPU memory is what the CUDA backend says it takes") {
+  PlanProblem problem = large();
+  problem.on_gpu = true;
+  problem.tp = problem.sp = problem.dp = 1;
+  const Plan plan = make_plan(problem, h200());
+  const DeviceNeeds needs =
+      device_bytes_needed(problem.config, run_of(problem, {1, 1, 1}), problem.attention);
+  REQUIRE(plan.grids.size() == 1);
+  CHECK(plan.grids.front().memory() == static_cast<double>(needs.total()));
+  CHECK(plan.grids.front().kv_used == static_cast<double>(needs.kv));
 }
 
 TEST_CASE("plan: bad files come before bad options, and those before places") {

@@ -28,7 +28,7 @@ PlanOptions plan(const std::string& more) {
 
 std::string plan_problem(const std::string& more) {
   try {
-    make_machine(plan(more).machine);
+    make_machine(plan(more).eval.machine);
   } catch (const UsageError& error) {
     return error.what();
   }
@@ -90,24 +90,32 @@ TEST_CASE("plan: grids must divide the ranks") {
 }
 
 TEST_CASE("machines: by name, by file, by options") {
-  const Machine h200 = make_machine(plan("--machine h200").machine);
+  const Machine h200 = make_machine(plan("--machine h200").eval.machine);
   CHECK(h200.flops == 671e12);
   CHECK(h200.bandwidth == 4.47e12);
   CHECK(h200.memory == 141e9);
-  const Machine other = make_machine(plan("--machine h200 --device-memory 100 --link-bandwidth 50").machine);
+  const Machine other =
+      make_machine(plan("--machine h200 --device-memory 100 --link-bandwidth 50").eval.machine);
   CHECK(other.memory == 100e9);
   CHECK(other.link_bandwidth == 50e9);
   CHECK(other.flops == h200.flops);
-  const Machine cpu = make_machine(plan("--flops 1.5 --bandwidth 200 --link-latency 20").machine);
+  const Machine cpu = make_machine(plan("--flops 1.5 --bandwidth 200 --link-latency 20").eval.machine);
   CHECK(cpu.name == "cpu");
   CHECK(cpu.flops == 1.5e12);
   CHECK(cpu.attention_flops == 1.5e12);
   CHECK(cpu.link_latency == doctest::Approx(20e-6));
   CHECK(cpu.has_rates());
   CHECK(!make_machine({}).has_rates());
+  CHECK(machine_of_device("NVIDIA H100 80GB HBM3") == "h100");
+  CHECK(machine_of_device("NVIDIA H200") == "h200");
+  CHECK(machine_of_device("NVIDIA A100-SXM4-80GB") == "");
+  const auto eval = std::get<EvalOptions>(
+      parse_words("eval --model m --task ruler_niah --length 4096 --trace o.h5 --machine h200 --flops 2"));
+  CHECK(make_machine(eval.machine).flops == 2e12);
+  CHECK(make_machine(eval.machine).bandwidth == 4.47e12);
 
   const MachineFile file("device-memory = 24\nflops = 100.5\nbandwidth = 900\n");
-  const Machine read = make_machine(plan("--bandwidth 1000 --machine " + file.path).machine);
+  const Machine read = make_machine(plan("--bandwidth 1000 --machine " + file.path).eval.machine);
   CHECK(read.memory == 24e9);
   CHECK(read.flops == 100.5e12);
   CHECK(read.bandwidth == 1000e9);

@@ -3,6 +3,8 @@
 // for each query block.
 #include "attention/slash_select_cuda.hpp"
 
+#include <algorithm>
+
 #include "attention/line_select.cuh"
 #include "runtime/core/cuda_launch.hpp"
 #include "runtime/core/error.hpp"

@@ -6,7 +6,6 @@
 // a bound. All pointers are of the device.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -25,12 +24,16 @@ struct SlashSelectProblem {
   std::int64_t columns = 0;  // budgets; forced ones count inside, and are kept in any case
   std::int64_t diagonals = 0;
 
-  // Of each list.
-  constexpr std::int64_t kept_columns() const { return std::min(tokens, std::max(columns, kForcedColumns)); }
-  constexpr std::int64_t kept_diagonals() const {
-    return std::min(tokens, std::max(diagonals, kForcedDiagonals));
-  }
+  // Of each list. No references to the constants: these run on the device too.
+  constexpr std::int64_t kept_columns() const { return kept(columns, kForcedColumns); }
+  constexpr std::int64_t kept_diagonals() const { return kept(diagonals, kForcedDiagonals); }
   constexpr std::int64_t query_blocks() const { return (tokens + kQueryBlockRows - 1) / kQueryBlockRows; }
+
+ private:
+  constexpr std::int64_t kept(std::int64_t budget, std::int64_t forced) const {
+    const std::int64_t most = budget > forced ? budget : forced;
+    return most < tokens ? most : tokens;
+  }
 };
 
 // At most so many, of all lists together.

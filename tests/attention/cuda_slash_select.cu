@@ -239,6 +239,25 @@ TEST_CASE("vertical_slash on the GPU: sums, choice and lists at irregular sizes"
   }
 }
 
+TEST_CASE("vertical_slash on the GPU: one of every kind") {  // little work, for sanitizers
+  Gpu gpu;
+  const std::uint64_t seed = cuda_test::fresh_seed();
+  CAPTURE(seed);
+  for (int head_dim : {64, 128, 256}) {
+    for (std::int64_t length : {65, 300}) {
+      Case c;
+      c.tokens = length;
+      c.heads = 3;
+      c.head_dim = head_dim;
+      c.window = 200;
+      c.share = length == 65;
+      c.ties = head_dim == 64;
+      c.dtype = head_dim == 256 ? DType::kF16 : DType::kBF16;
+      check(gpu, c, seed + static_cast<std::uint64_t>(head_dim + length));
+    }
+  }
+}
+
 TEST_CASE("vertical_slash on the GPU: many heads, a full window, ranges of several chunks") {
   Gpu gpu;
   const std::uint64_t seed = cuda_test::fresh_seed();

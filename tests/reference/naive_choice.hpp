@@ -102,7 +102,8 @@ inline std::string describe_difference(const Scores& scores, const std::vector<s
     std::set_difference(a.begin(), a.end(), b.begin(), b.end(), std::back_inserter(only));
     text += std::string("; only ") + name + ":";
     for (std::size_t i = 0; i < only.size() && i < 6; ++i) {
-      text += " " + std::to_string(only[i]) + " (" + std::to_string(scores.value[only[i]]) + ")";
+      text.append(" ").append(std::to_string(only[i]));
+      text.append(" (").append(std::to_string(scores.value[only[i]])).append(")");
     }
   };
   list("oracle's", want, got);

@@ -1,0 +1,134 @@
+// Times estimation and selection of vertical_slash beside the dense kernel: bench_attention_slash_select
+// [LENGTH …], H=8 K=1 D=128 bf16. Prints medians of interleaved rounds: window sums, choice and lists, both,
+// and the ratio of both to dense.
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "attention/prefill_cuda.hpp"
+#include "attention/slash_select_cuda.hpp"
+#include "attention/window_sums_cuda.hpp"
+#include "tests/attention/bench_prefill_problem.cuh"
+
+using namespace tessera;
+using namespace tessera::cuda;
+using cuda_bench::median;
+using cuda_bench::Problem;
+using cuda_bench::Shape;
+
+namespace {
+
+struct Estimate {
+  Estimate(const Problem& problem, std::int64_t window, std::int64_t budget, MemoryMeter& meter) {
+    const PrefillParams& dense = problem.p;
+    const auto buffer = [&](std::size_t bytes) {
+      return DeviceBuffer(bytes, dense.stream.device, MemoryKind::kWorkspace, meter);
+    };
+    sums.problem = {dense.tokens, dense.heads, dense.kv.kv_heads, dense.kv.head_dim, window, false};
+    const auto units = static_cast<std::size_t>(dense.heads * dense.tokens);
+    column_sums = buffer(units * sizeof(Fixed));
+    diagonal_sums = buffer(units * sizeof(Fixed));
+    sums_workspace = buffer(window_sums_workspace(sums.problem));
+    sums.q = static_cast<const __nv_bfloat16*>(dense.q) + (dense.tokens - window) * dense.q_row_stride;
+    sums.q_row_stride = dense.q_row_stride;
+    sums.kv = dense.kv;
+    sums.pool_slots = dense.pool_slots;
+    sums.scale = dense.scale;
+    sums.workspace = sums_workspace.data();
+    sums.columns = column_sums.as<Fixed>();
+    sums.diagonals = diagonal_sums.as<Fixed>();
+    sums.stream = dense.stream;
+    choice.problem = {dense.tokens, dense.heads, budget, budget};
+    choice_workspace = buffer(slash_select_workspace(choice.problem));
+    columns = buffer(static_cast<std::size_t>(dense.heads * choice.problem.kept_columns()) * 4);
+    diagonals = buffer(static_cast<std::size_t>(dense.heads * choice.problem.kept_diagonals()) * 4);
+    row_begin = buffer(static_cast<std::size_t>(dense.heads * choice.problem.query_blocks() + 1) * 8);
+    entries = buffer(static_cast<std::size_t>(slash_list_entries(choice.problem)) * sizeof(BlockEntry));
+    choice.column_sums = sums.columns;
+    choice.diagonal_sums = sums.diagonals;
+    choice.workspace = choice_workspace.data();
+    choice.columns = columns.as<std::int32_t>();
+    choice.diagonals = diagonals.as<std::int32_t>();
+    choice.row_begin = row_begin.as<std::int64_t>();
+    choice.entries = entries.as<BlockEntry>();
+    choice.stream = dense.stream;
+  }
+
+  DeviceBuffer column_sums, diagonal_sums, sums_workspace, choice_workspace, columns, diagonals, row_begin,
+      entries;
+  DeviceWindowSumsParams sums;
+  SlashSelectParams choice;
+  std::vector<double> sums_times, choice_times, times;
+};
+
+template <typename Call>
+double time(StreamView stream, CudaEvent& begin, CudaEvent& end, const Call& call) {
+  begin.record(stream);
+  call();
+  end.record(stream);
+  return milliseconds_between(begin, end);
+}
+
+void bench(std::int64_t length, StreamView stream, MemoryMeter& meter) {
+  const Shape shape = {"", 128, 8, 1, length, 0};
+  Problem problem(shape, stream, meter);
+  std::vector<std::unique_ptr<Estimate>> estimates;
+  for (const std::int64_t window : {256, 512}) {
+    for (const std::int64_t budget : {256, 512, 1024}) {
+      estimates.push_back(std::make_unique<Estimate>(problem, window, budget, meter));
+    }
+  }
+  CudaEvent begin(stream.device, EventUse::kTiming);
+  CudaEvent end(stream.device, EventUse::kTiming);
+  std::vector<double> dense;
+  constexpr int kRounds = 7;
+  for (int round = -1; round < kRounds; ++round) {
+    const double dense_ms = time(stream, begin, end, [&] { prefill_attention(problem.p); });
+    if (round >= 0) dense.push_back(dense_ms);
+    for (const auto& e : estimates) {
+      const double sums_ms = time(stream, begin, end, [&] { window_sums_on_device(e->sums); });
+      const double choice_ms = time(stream, begin, end, [&] { select_slashes_on_device(e->choice); });
+      const double ms = time(stream, begin, end, [&] {
+        window_sums_on_device(e->sums);
+        select_slashes_on_device(e->choice);
+      });
+      if (round < 0) continue;
+      e->sums_times.push_back(sums_ms);
+      e->choice_times.push_back(choice_ms);
+      e->times.push_back(ms);
+    }
+  }
+  const double dense_ms = median(dense);
+  const double s = static_cast<double>(length);
+  std::printf("S=%-6lld dense %.3f ms\n", static_cast<long long>(length), dense_ms);
+  for (const auto& e : estimates) {
+    const double sums_ms = median(e->sums_times);
+    const double ms = median(e->times);
+    const double flop = 2 * 2.0 * static_cast<double>(e->sums.problem.window) * s * 128 * 8;
+    std::printf(
+        "S=%-6lld w=%-3lld n=%-4lld sums %.3f ms %5.1f TFLOP/s  choice %.3f ms  both %.3f ms  of dense "
+        "%.4f\n",
+        static_cast<long long>(length), static_cast<long long>(e->sums.problem.window),
+        static_cast<long long>(e->choice.problem.columns), sums_ms, flop / sums_ms * 1e-9,
+        median(e->choice_times), ms, ms / dense_ms);
+  }
+  std::fflush(stdout);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    MemoryMeter meter;
+    CudaStream stream({DeviceKind::kCuda, 0});
+    std::vector<std::int64_t> lengths = {16384, 65536, 131072};
+    if (argc > 1) lengths.clear();
+    for (int i = 1; i < argc; ++i) lengths.push_back(std::max(512LL, std::atoll(argv[i]) / 128 * 128));
+    for (std::int64_t length : lengths) bench(length, stream.view(), meter);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "bench_attention_slash_select: %s\n", error.what());
+    return 1;
+  }
+  return 0;
+}

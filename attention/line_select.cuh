@@ -1,7 +1,8 @@
 // The units with the highest sums of a list of Fixed, exactly, by a cluster of CTAs: each holds a run of the
 // list in registers, histograms are added over distributed shared memory, and the bin in which the last kept
 // unit lies is divided again until it is kept whole or holds one value. The first histogram has 32 bins an
-// octave, since sums of probabilities spread over many; the others are linear.
+// octave, since sums of probabilities spread over many; the others are linear. How many units cover a share
+// of the whole is found the same way, from what each bin adds up to.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -25,12 +26,17 @@ struct LineList {
   const Fixed* sums;  // (units), none below 0
   std::int32_t* chosen;
   int units;
-  int forced;  // the first ones
-  int keep;    // forced ≤ keep ≤ units
+  int forced;           // the first ones
+  int keep;             // forced ≤ keep ≤ units
+  Fixed coverage;       // as in SlashSelectProblem
+  std::int32_t* count;  // kept
 };
 
 struct LineShared {
   int bins[2][kLineBins];
+  unsigned long long totals[kLineBins];
+  unsigned long long total_of_warp[kLineWarps];
+  unsigned long long total_above;
   int of_warp[kLineWarps];
   int ties_of_warp[kLineWarps];
   int above_of_cta;
@@ -85,6 +91,39 @@ __device__ __forceinline__ Fixed octave_bin_begin(int bin) {
   return bin < 32 ? bin : static_cast<Fixed>(32 + bin % 32) << (bin / 32 - 1);
 }
 
+// What lies in a bin: sums lowest … highest.
+struct LineRange {
+  Fixed lowest = 0;
+  Fixed highest = INT64_MAX;
+  int shift = -1;  // of the bins that it is divided into; −1: by octaves
+
+  __device__ __forceinline__ bool holds(Fixed sum) const { return sum >= lowest && sum <= highest; }
+  __device__ __forceinline__ int bin_of(Fixed sum) const {
+    return shift < 0 ? octave_bin(sum) : static_cast<int>((sum - lowest) >> shift);
+  }
+  __device__ __forceinline__ void narrow(int bin) {
+    if (shift < 0) {
+      lowest = octave_bin_begin(bin);
+      highest = octave_bin_begin(bin + 1) - 1;
+    } else {
+      lowest += static_cast<Fixed>(bin) << shift;
+      highest = min(highest, lowest + ((Fixed{1} << shift) - 1));
+    }
+    shift = max(64 - __clzll(highest - lowest) - kLineDigitBits, 0);
+  }
+};
+
+// Sums over the lanes below and this one.
+template <typename Number>
+__device__ __forceinline__ Number scan_warp(Number sum) {
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const Number other = __shfl_up_sync(~0u, sum, distance);
+    if (static_cast<int>(threadIdx.x) % 32 >= distance) sum += other;
+  }
+  return sum;
+}
+
 // Kept are the forced units, those above `sum`, and the first `ties` of those that equal it.
 struct LineBorder {
   Fixed sum;
@@ -99,16 +138,13 @@ __device__ __forceinline__ LineBorder find_line_border(const LineRun& run, int f
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32;
   const int warp = thread / 32;
-  Fixed lowest = 0;
-  Fixed highest = INT64_MAX;
-  int shift = -1;  // −1: by octaves
+  LineRange range;
   for (int pass = 0;; ++pass) {
     int* const bins = shared.bins[pass % 2];
     int* const other_bins = shared.bins[(pass + 1) % 2];
     // Clear here: before the first pass, or behind the barrier of the pass before.
     run.each([&](int first, Fixed sum) {
-      if (sum < lowest || sum > highest || first + lane < forced) return;
-      atomicAdd(bins + (shift < 0 ? octave_bin(sum) : static_cast<int>((sum - lowest) >> shift)), 1);
+      if (range.holds(sum) && first + lane >= forced) atomicAdd(bins + range.bin_of(sum), 1);
     });
     cluster.sync();
     reinterpret_cast<int2*>(other_bins)[thread] = make_int2(0, 0);  // all have read them: the last pass's
@@ -122,12 +158,7 @@ __device__ __forceinline__ LineBorder find_line_border(const LineRun& run, int f
       pair.y += part.y;
     }
     const int own = pair.x + pair.y;
-    int sum = own;
-#pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const int other = __shfl_up_sync(~0u, sum, distance);
-      if (lane >= distance) sum += other;
-    }
+    const int sum = scan_warp(own);
     if (lane == 31) shared.of_warp[warp] = sum;
     __syncthreads();
     const int before = sum - own + __reduce_add_sync(~0u, lane < warp ? shared.of_warp[lane] : 0);
@@ -138,23 +169,84 @@ __device__ __forceinline__ LineBorder find_line_border(const LineRun& run, int f
       shared.inside = high ? pair.y : pair.x;
     }
     __syncthreads();
-    const int digit = shared.digit;
     const int inside = shared.inside;
     count -= shared.above;
-    if (shift < 0) {
-      lowest = octave_bin_begin(digit);
-      highest = octave_bin_begin(digit + 1) - 1;
-    } else {
-      lowest += static_cast<Fixed>(digit) << shift;
-      highest = min(highest, lowest + ((Fixed{1} << shift) - 1));
+    range.narrow(shared.digit);
+    if (inside == count) return {range.lowest - 1, 0};  // all of the bin
+    if (range.lowest == range.highest) return {range.lowest, count};
+  }
+}
+
+// 1 + the number of sums from the highest on, forced or not, whose running total is at most `limit` ≥ 0; no
+// more than there are units.
+__device__ __forceinline__ int units_to_cover(const LineRun& run, int units, Fixed limit,
+                                              LineShared& shared) {
+  namespace cg = cooperative_groups;
+  const cg::cluster_group cluster = cg::this_cluster();
+  const int thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % 32;
+  const int warp = thread / 32;
+  auto left = static_cast<unsigned long long>(limit);
+  int counted = 0;
+  LineRange range;
+  while (true) {
+    reinterpret_cast<int2*>(shared.bins[0])[thread] = make_int2(0, 0);
+    shared.totals[2 * thread] = shared.totals[2 * thread + 1] = 0;
+    if (thread == 0) shared.digit = -1;
+    __syncthreads();
+    run.each([&](int, Fixed sum) {
+      if (!range.holds(sum)) return;
+      const int bin = range.bin_of(sum);
+      atomicAdd(shared.bins[0] + bin, 1);
+      if (sum != 0) atomicAdd(shared.totals + bin, static_cast<unsigned long long>(sum));
+    });
+    cluster.sync();
+    int2 counts = make_int2(0, 0);
+    unsigned long long low = 0;
+    unsigned long long high = 0;
+    for (int rank = 0; rank < kLineCtas; ++rank) {
+      const int pair = kLineThreads - 1 - thread;  // the highest first
+      const int2 part = reinterpret_cast<const int2*>(cluster.map_shared_rank(shared.bins[0], rank))[pair];
+      const unsigned long long* totals = cluster.map_shared_rank(shared.totals, rank);
+      counts.x += part.x;
+      counts.y += part.y;
+      low += totals[2 * pair];
+      high += totals[2 * pair + 1];
     }
-    if (inside == count) return {lowest - 1, 0};  // all of the bin
-    if (lowest == highest) return {lowest, count};
-    shift = max(64 - __clzll(highest - lowest) - kLineDigitBits, 0);
+    const unsigned long long sum = scan_warp(low + high);
+    const int count = scan_warp(counts.x + counts.y);
+    if (lane == 31) {
+      shared.total_of_warp[warp] = sum;
+      shared.of_warp[warp] = count;
+    }
+    __syncthreads();
+    unsigned long long before = sum - low - high;
+    for (int i = 0; i < warp; ++i) before += shared.total_of_warp[i];
+    int above = count - counts.x - counts.y;
+    above += __reduce_add_sync(~0u, lane < warp ? shared.of_warp[lane] : 0);
+    if (before <= left && before + low + high > left) {
+      const bool in_high = before + high > left;
+      shared.digit = 2 * (kLineThreads - 1 - thread) + (in_high ? 1 : 0);
+      shared.total_above = before + (in_high ? 0 : high);
+      shared.above = above + (in_high ? 0 : counts.y);
+      shared.inside = in_high ? counts.y : counts.x;
+    }
+    cluster.sync();                      // and all have read the bins
+    if (shared.digit < 0) return units;  // all of them stay within the limit
+    left -= shared.total_above;
+    counted += shared.above;
+    const int inside = shared.inside;
+    range.narrow(shared.digit);
+    __syncthreads();
+    if (inside == 1) return counted + 1;
+    if (range.lowest == range.highest) {
+      return counted + 1 + static_cast<int>(left / static_cast<unsigned long long>(range.lowest));
+    }
   }
 }
 
 // By all CTAs of a cluster.
+template <bool kCoverage>
 __device__ __forceinline__ void choose_lines(const LineList& list, LineShared& shared) {
   namespace cg = cooperative_groups;
   const cg::cluster_group cluster = cg::this_cluster();
@@ -162,17 +254,24 @@ __device__ __forceinline__ void choose_lines(const LineList& list, LineShared& s
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32;
   const int warp = thread / 32;
-  if (list.keep == list.units) {
+  const auto keep_all = [&] {
     for (int i = rank * kLineThreads + thread; i < list.units; i += kLineCtas * kLineThreads)
       list.chosen[i] = i;
-    return;
-  }
+  };
+  int keep = list.keep;
+  if (!kCoverage && thread == 0 && rank == 0) *list.count = keep;
+  if (!kCoverage && keep == list.units) return keep_all();
   const LineRun run(list, rank * kLineWarps + warp);
+  if constexpr (kCoverage) {
+    keep = max(keep, units_to_cover(run, list.units, list.coverage, shared));
+    if (thread == 0 && rank == 0) *list.count = keep;
+    if (keep == list.units) return keep_all();  // all CTAs alike, and none reads another any more
+  }
   LineBorder border = {INT64_MAX, 0};  // forced ones alone
-  if (list.keep > list.forced) {
+  if (keep > list.forced) {
     reinterpret_cast<int2*>(shared.bins[0])[thread] = make_int2(0, 0);
     __syncthreads();
-    border = find_line_border(run, list.forced, list.keep - list.forced, shared);
+    border = find_line_border(run, list.forced, keep - list.forced, shared);
   }
   const auto is_above = [&](int unit, Fixed sum) {
     return sum >= 0 && (unit < list.forced || sum > border.sum);

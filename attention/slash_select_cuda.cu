@@ -29,6 +29,7 @@ struct Patterns {
 };
 
 // Grid (CTAs of a cluster, lists of columns and then of diagonals).
+template <bool kCoverage>
 __global__ void __launch_bounds__(kLineThreads, 1) line_kernel(const SlashSelectParams p) {
   __shared__ LineShared shared;
   const int lists = p.problem.lists;
@@ -43,8 +44,11 @@ __global__ void __launch_bounds__(kLineThreads, 1) line_kernel(const SlashSelect
   line.chosen = (is_column ? p.columns : p.diagonals) + list * kept;
   line.units = static_cast<int>(p.problem.tokens);
   line.forced = static_cast<int>(min(forced, p.problem.tokens));
-  line.keep = static_cast<int>(kept);
-  choose_lines(line, shared);
+  const std::int64_t budget = is_column ? p.problem.columns : p.problem.diagonals;
+  line.keep = static_cast<int>(min(max(budget, forced), p.problem.tokens));
+  line.coverage = p.problem.coverage;
+  line.count = p.counts + index;
+  choose_lines<kCoverage>(line, shared);
 }
 
 // Exclusive sums over the CTA; total: of all.
@@ -81,8 +85,8 @@ __global__ void __launch_bounds__(kPatternThreads)
   const int words = (blocks + 2 + 7) / 8;
   for (int i = thread; i < words; i += kPatternThreads) masks[i] = 0;
   __syncthreads();
-  const int kept = static_cast<int>(p.problem.kept_diagonals());
-  const std::int32_t* offsets = p.diagonals + list * kept;
+  const int kept = p.counts[p.problem.lists + list];
+  const std::int32_t* offsets = p.diagonals + list * p.problem.kept_diagonals();
   for (int i = thread; i < kept; i += kPatternThreads) {
     // q0 − offset and q0 + 63 − offset in pages from q0's block, rounded down; both may be negative.
     const int offset = offsets[i];
@@ -187,7 +191,11 @@ void select_slashes_on_device(const SlashSelectParams& p) {
   lines.grid = dim3(kLineCtas, 2 * lists);
   lines.block = kLineThreads;
   lines.cluster = kLineCtas;
-  launch(line_kernel, lines, p.stream, p);
+  if (problem.coverage >= 0) {
+    launch(line_kernel<true>, lines, p.stream, p);
+  } else {
+    launch(line_kernel<false>, lines, p.stream, p);
+  }
   launch(pattern_kernel,
          {.grid = dim3(lists),
           .block = kPatternThreads,

@@ -1,6 +1,6 @@
-// Times estimation and selection of vertical_slash beside the dense kernel: bench_attention_slash_select
-// [LENGTH …], H=8 K=1 D=128 bf16. Prints medians of interleaved rounds: window sums, choice and lists, both,
-// and the ratio of both to dense.
+// Times estimation and selection of vertical_slash (the last line: flexprefill, α = 0.3) beside the dense
+// kernel: bench_attention_slash_select [LENGTH …], H=8 K=1 D=128 bf16. Prints medians of interleaved rounds:
+// window sums, choice and lists, both, and the ratio of both to dense.
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -20,7 +20,8 @@ using cuda_bench::Shape;
 namespace {
 
 struct Estimate {
-  Estimate(const Problem& problem, std::int64_t window, std::int64_t budget, MemoryMeter& meter) {
+  Estimate(const Problem& problem, std::int64_t window, std::int64_t budget, double alpha,
+           MemoryMeter& meter) {
     const PrefillParams& dense = problem.p;
     const auto buffer = [&](std::size_t bytes) {
       return DeviceBuffer(bytes, dense.stream.device, MemoryKind::kWorkspace, meter);
@@ -40,9 +41,11 @@ struct Estimate {
     sums.diagonals = diagonal_sums.as<Fixed>();
     sums.stream = dense.stream;
     choice.problem = {dense.tokens, dense.heads, budget, budget};
+    if (alpha > 0) choice.problem.coverage = coverage_of(alpha, window, 1);
     choice_workspace = buffer(slash_select_workspace(choice.problem));
     columns = buffer(static_cast<std::size_t>(dense.heads * choice.problem.kept_columns()) * 4);
     diagonals = buffer(static_cast<std::size_t>(dense.heads * choice.problem.kept_diagonals()) * 4);
+    counts = buffer(static_cast<std::size_t>(dense.heads) * 8);
     row_begin = buffer(static_cast<std::size_t>(dense.heads * choice.problem.query_blocks() + 1) * 8);
     entries = buffer(static_cast<std::size_t>(slash_list_entries(choice.problem)) * sizeof(BlockEntry));
     choice.column_sums = sums.columns;
@@ -50,13 +53,14 @@ struct Estimate {
     choice.workspace = choice_workspace.data();
     choice.columns = columns.as<std::int32_t>();
     choice.diagonals = diagonals.as<std::int32_t>();
+    choice.counts = counts.as<std::int32_t>();
     choice.row_begin = row_begin.as<std::int64_t>();
     choice.entries = entries.as<BlockEntry>();
     choice.stream = dense.stream;
   }
 
-  DeviceBuffer column_sums, diagonal_sums, sums_workspace, choice_workspace, columns, diagonals, row_begin,
-      entries;
+  DeviceBuffer column_sums, diagonal_sums, sums_workspace, choice_workspace, columns, diagonals, counts,
+      row_begin, entries;
   DeviceWindowSumsParams sums;
   SlashSelectParams choice;
   std::vector<double> sums_times, choice_times, times;
@@ -76,9 +80,10 @@ void bench(std::int64_t length, StreamView stream, MemoryMeter& meter) {
   std::vector<std::unique_ptr<Estimate>> estimates;
   for (const std::int64_t window : {256, 512}) {
     for (const std::int64_t budget : {256, 512, 1024}) {
-      estimates.push_back(std::make_unique<Estimate>(problem, window, budget, meter));
+      estimates.push_back(std::make_unique<Estimate>(problem, window, budget, 0, meter));
     }
   }
+  estimates.push_back(std::make_unique<Estimate>(problem, 256, 64, 0.3, meter));
   CudaEvent begin(stream.device, EventUse::kTiming);
   CudaEvent end(stream.device, EventUse::kTiming);
   std::vector<double> dense;

@@ -1,5 +1,5 @@
-// vertical_slash on the GPU: window sums against fp64, the choice against a sort of those very sums, lists
-// against the CPU's builder, and all of it against the naive oracle under the margin rule.
+// vertical_slash and flexprefill on the GPU: window sums against fp64, the choice against a sort of those
+// very sums, lists against the CPU's builder, and all of it against the naive oracle under the margin rule.
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
@@ -33,10 +33,11 @@ struct Case {
   std::int64_t columns = 20;
   std::int64_t diagonals = 80;
   float sharpness = 1;
+  double alpha = -1;  // not negative: flexprefill, with budgets as floors
   std::string name() const {
-    return fmt::format("S={} H={} K={} D={} w={} {}{}{} columns {} diagonals {} sharpness {}", tokens, heads,
-                       kv_heads, head_dim, window, name_of(dtype), share ? " shared" : "",
-                       ties ? " ties" : "", columns, diagonals, sharpness);
+    return fmt::format("S={} H={} K={} D={} w={} {}{}{} columns {} diagonals {} alpha {} sharpness {}",
+                       tokens, heads, kv_heads, head_dim, window, name_of(dtype), share ? " shared" : "",
+                       ties ? " ties" : "", columns, diagonals, alpha, sharpness);
   }
 };
 
@@ -49,7 +50,7 @@ std::vector<float> draw(std::size_t count, const Case& c, std::mt19937_64& rng) 
 
 // Chosen and listed on the device.
 struct Lines {
-  std::vector<std::int32_t> columns, diagonals;  // (lists, kept)
+  std::vector<std::vector<std::int32_t>> columns, diagonals;  // a list
   std::vector<std::int64_t> row_begin;
   std::vector<BlockEntry> entries;
 };
@@ -62,6 +63,7 @@ Lines choose(Gpu& gpu, const cuda::SlashSelectProblem& problem, const Fixed* col
   auto workspace = gpu.poisoned(cuda::slash_select_workspace(problem));
   auto kept_columns = gpu.poisoned(bytes(problem.lists * problem.kept_columns(), 4));
   auto kept_diagonals = gpu.poisoned(bytes(problem.lists * problem.kept_diagonals(), 4));
+  auto counts = gpu.poisoned(bytes(2 * problem.lists, 4));
   auto row_begin = gpu.poisoned(bytes(problem.lists * problem.query_blocks() + 1, 8));
   auto entries = gpu.poisoned(bytes(cuda::slash_list_entries(problem), sizeof(BlockEntry)));
   cuda::SlashSelectParams p;
@@ -71,31 +73,49 @@ Lines choose(Gpu& gpu, const cuda::SlashSelectProblem& problem, const Fixed* col
   p.workspace = workspace.data();
   p.columns = kept_columns.as<std::int32_t>();
   p.diagonals = kept_diagonals.as<std::int32_t>();
+  p.counts = counts.as<std::int32_t>();
   p.row_begin = row_begin.as<std::int64_t>();
   p.entries = entries.as<BlockEntry>();
   p.stream = gpu.stream();
   cuda::select_slashes_on_device(p);
   gpu.synchronize();
-  return {gpu.download<std::int32_t>(kept_columns), gpu.download<std::int32_t>(kept_diagonals),
+  const auto numbers = gpu.download<std::int32_t>(counts);
+  const auto cut = [&](const cuda::DeviceBuffer& buffer, std::int64_t stride, int kind) {
+    const auto all = gpu.download<std::int32_t>(buffer);
+    std::vector<std::vector<std::int32_t>> lists;
+    for (std::int64_t list = 0; list < problem.lists; ++list) {
+      const std::int32_t count = numbers[static_cast<std::size_t>(kind * problem.lists + list)];
+      REQUIRE(count >= 0);
+      REQUIRE(count <= stride);
+      lists.emplace_back(all.begin() + list * stride, all.begin() + list * stride + count);
+    }
+    return lists;
+  };
+  return {cut(kept_columns, problem.kept_columns(), 0), cut(kept_diagonals, problem.kept_diagonals(), 1),
           gpu.download<std::int64_t>(row_begin), gpu.download<BlockEntry>(entries)};
 }
 
-std::vector<std::int32_t> best(const Fixed* sums, std::int64_t units, std::int64_t forced,
-                               std::int64_t keep) {
+std::vector<std::int32_t> best(const Fixed* sums, const cuda::SlashSelectProblem& problem,
+                               std::int64_t forced, std::int64_t budget) {
+  const std::int64_t units = problem.tokens;
   std::vector<std::int32_t> order(static_cast<std::size_t>(units));
   std::iota(order.begin(), order.end(), 0);
+  std::int64_t keep = std::max(budget, forced);
+  if (problem.coverage >= 0) {
+    std::vector<Fixed> falling(sums, sums + units);
+    std::sort(falling.begin(), falling.end(), std::greater<>());
+    std::int64_t covering = 1;
+    Fixed total = 0;
+    for (const Fixed sum : falling) covering += (total += sum) <= problem.coverage;
+    keep = std::max(keep, covering);
+  }
   std::sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
     if ((a < forced) != (b < forced)) return a < forced;
     return sums[a] != sums[b] ? sums[a] > sums[b] : a < b;
   });
-  order.resize(static_cast<std::size_t>(keep));
+  order.resize(static_cast<std::size_t>(std::min(keep, units)));
   std::sort(order.begin(), order.end());
   return order;
-}
-
-std::vector<std::int32_t> list_of(const std::vector<std::int32_t>& all, std::int64_t list,
-                                  std::int64_t size) {
-  return {all.begin() + list * size, all.begin() + (list + 1) * size};
 }
 
 // The choice from sums on the host is that of the device, and so are its lists.
@@ -103,18 +123,20 @@ void check_choice(const cuda::SlashSelectProblem& problem, const std::vector<Fix
                   const std::vector<Fixed>& diagonals, const Lines& got) {
   std::vector<std::vector<std::int32_t>> want_columns, want_diagonals;
   for (std::int64_t list = 0; list < problem.lists; ++list) {
-    want_columns.push_back(
-        best(columns.data() + list * problem.tokens, problem.tokens, 4, problem.kept_columns()));
-    want_diagonals.push_back(
-        best(diagonals.data() + list * problem.tokens, problem.tokens, 64, problem.kept_diagonals()));
-    CHECK(list_of(got.columns, list, problem.kept_columns()) == want_columns.back());
-    CHECK(list_of(got.diagonals, list, problem.kept_diagonals()) == want_diagonals.back());
+    want_columns.push_back(best(columns.data() + list * problem.tokens, problem, 4, problem.columns));
+    want_diagonals.push_back(best(diagonals.data() + list * problem.tokens, problem, 64, problem.diagonals));
   }
+  const bool same_columns = got.columns == want_columns;
+  const bool same_diagonals = got.diagonals == want_diagonals;
+  CHECK(same_columns);
+  CHECK(same_diagonals);
   const PrefillSelection want = select_diagonals(problem.tokens, false, want_columns, want_diagonals);
-  CHECK(got.row_begin == want.row_begin);
+  const bool same_rows = got.row_begin == want.row_begin;
+  CHECK(same_rows);
   REQUIRE(got.row_begin.back() <= static_cast<std::int64_t>(got.entries.size()));
   REQUIRE(got.row_begin.back() == static_cast<std::int64_t>(want.entries.size()));
-  CHECK(std::equal(want.entries.begin(), want.entries.end(), got.entries.begin()));
+  const bool same_entries = std::equal(want.entries.begin(), want.entries.end(), got.entries.begin());
+  CHECK(same_entries);
 }
 
 double worst_sum(const std::vector<Fixed>& got, const std::vector<reference::Scores>& want) {
@@ -188,31 +210,41 @@ void check(Gpu& gpu, const Case& c, std::uint64_t seed) {
   // Again: the same bits, whatever was in the workspace.
   cuda::window_sums_on_device(p);
   gpu.synchronize();
-  CHECK(gpu.download<Fixed>(columns) == column_sums);
-  CHECK(gpu.download<Fixed>(diagonals) == diagonal_sums);
+  const bool same_columns = gpu.download<Fixed>(columns) == column_sums;
+  const bool same_diagonals = gpu.download<Fixed>(diagonals) == diagonal_sums;
+  CHECK(same_columns);
+  CHECK(same_diagonals);
 
-  const cuda::SlashSelectProblem select = {c.tokens, p.problem.lists(), c.columns, c.diagonals};
+  cuda::SlashSelectProblem select = {c.tokens, p.problem.lists(), c.columns, c.diagonals};
+  const int heads_a_list = static_cast<int>(naive.heads_a_list());
+  if (c.alpha >= 0) select.coverage = cuda::coverage_of(c.alpha, p.problem.rows(), heads_a_list);
   const Lines got = choose(gpu, select, p.columns, p.diagonals);
   check_choice(select, column_sums, diagonal_sums, got);
   const auto judge = [&](std::vector<reference::Scores>& scores, std::int64_t forced, std::int64_t budget,
-                         const std::vector<std::int32_t>& chosen, std::int64_t kept) {
-    for (std::int64_t list = 0; list < select.lists; ++list) {
-      reference::Scores& of_list = scores[static_cast<std::size_t>(list)];
+                         const std::vector<std::vector<std::int32_t>>& chosen) {
+    for (std::size_t list = 0; list < scores.size(); ++list) {
+      reference::Scores& of_list = scores[list];
       for (std::size_t i = 0; i < of_list.size(); ++i) of_list.slack[i] += kSumMargin * of_list.value[i];
       std::vector<char> must(of_list.size(), 0);
       std::fill_n(must.begin(), std::min<std::int64_t>(forced, c.tokens), 1);
-      const reference::Verdict verdict = reference::judge(
-          of_list, must, reference::exactly(static_cast<std::size_t>(budget)), list_of(chosen, list, kept));
+      const auto floor = static_cast<std::size_t>(budget);
+      reference::Count count = reference::exactly(floor);
+      if (c.alpha >= 0) {
+        const double total = static_cast<double>(p.problem.rows() * heads_a_list);
+        const auto at = [&](double alpha) { return reference::coverage_count(of_list, total, alpha, floor); };
+        count = {at(c.alpha - kSumMargin).least, at(c.alpha).want, at(c.alpha + kSumMargin).most};
+      }
+      const reference::Verdict verdict = reference::judge(of_list, must, count, chosen[list]);
       CHECK_MESSAGE(verdict.right, verdict.fault);
     }
   };
-  judge(want.vertical, 4, c.columns, got.columns, select.kept_columns());
-  judge(want.slash, 64, c.diagonals, got.diagonals, select.kept_diagonals());
+  judge(want.vertical, 4, c.columns, got.columns);
+  judge(want.slash, 64, c.diagonals, got.diagonals);
 }
 
 }  // namespace
 
-TEST_CASE("vertical_slash on the GPU: sums, choice and lists at irregular sizes") {
+TEST_CASE("vertical_slash, flexprefill on the GPU: sums, choice and lists at irregular sizes") {
   Gpu gpu;
   const std::uint64_t seed = cuda_test::fresh_seed();
   CAPTURE(seed);
@@ -234,6 +266,8 @@ TEST_CASE("vertical_slash on the GPU: sums, choice and lists at irregular sizes"
       c.columns = budgets[rng() % 9];
       c.diagonals = budgets[rng() % 9];
       c.sharpness = rng() % 2 == 0 ? 1.0F : 1.6F;
+      const double alphas[] = {-1, -1, 0, 0.3, 0.9, 0.97};
+      c.alpha = alphas[rng() % 6];
       check(gpu, c, rng());
     }
   }
@@ -252,6 +286,7 @@ TEST_CASE("vertical_slash on the GPU: one of every kind") {  // little work, for
       c.window = 200;
       c.share = length == 65;
       c.ties = head_dim == 64;
+      c.alpha = head_dim == 128 ? 0.6 : -1;
       c.dtype = head_dim == 256 ? DType::kF16 : DType::kBF16;
       check(gpu, c, seed + static_cast<std::uint64_t>(head_dim + length));
     }
@@ -290,8 +325,8 @@ TEST_CASE("vertical_slash on the GPU: any sums, few values, long lists") {
     for (int kind = 0; kind < 4; ++kind) {
       CAPTURE(tokens);
       CAPTURE(kind);
-      const cuda::SlashSelectProblem problem = {tokens, 2, static_cast<std::int64_t>(rng() % 700),
-                                                static_cast<std::int64_t>(rng() % 2000)};
+      cuda::SlashSelectProblem problem = {tokens, 2, static_cast<std::int64_t>(rng() % 700),
+                                          static_cast<std::int64_t>(rng() % 2000)};
       std::vector<Fixed> sums[2];
       for (auto& list : sums) {
         list.resize(static_cast<std::size_t>(problem.lists * tokens));
@@ -299,13 +334,23 @@ TEST_CASE("vertical_slash on the GPU: any sums, few values, long lists") {
           sum = kind == 0   ? 0
                 : kind == 1 ? static_cast<Fixed>(rng() % 3)
                 : kind == 2 ? static_cast<Fixed>(rng() >> (16 + rng() % 48))
-                            : static_cast<Fixed>((1LL << 48) + static_cast<std::int64_t>(rng() % 5000));
+                            : static_cast<Fixed>((1LL << 44) + static_cast<std::int64_t>(rng() % 5000));
         }
       }
       const auto columns = gpu.upload(sums[0]);
       const auto diagonals = gpu.upload(sums[1]);
-      const Lines got = choose(gpu, problem, columns.as<Fixed>(), diagonals.as<Fixed>());
-      check_choice(problem, sums[0], sums[1], got);
+      const auto compare = [&] {
+        const Lines got = choose(gpu, problem, columns.as<Fixed>(), diagonals.as<Fixed>());
+        check_choice(problem, sums[0], sums[1], got);
+      };
+      compare();
+      if (tokens > 40'000) continue;  // long lists of everything
+      const Fixed total = std::accumulate(sums[0].begin(), sums[0].begin() + tokens, Fixed{0});
+      for (const Fixed coverage : {Fixed{0}, total / 3, total - 1, total}) {
+        CAPTURE(coverage);
+        problem.coverage = coverage;
+        compare();
+      }
     }
   }
 }

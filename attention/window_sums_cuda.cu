@@ -6,7 +6,6 @@
 
 #include <algorithm>
 
-#include "attention/tensor_map.hpp"
 #include "attention/window_sums_kernel.cuh"
 #include "runtime/core/cuda_check.hpp"
 #include "runtime/core/cuda_launch.hpp"
@@ -61,42 +60,12 @@ __global__ void __launch_bounds__(kJoinThreads) join_kernel(const WindowArgument
       exists ? offset + log2f(__ll2float_rn(total)) - kFixedFractionBits : -negative_infinity();
 }
 
-std::int64_t row_tiles_of(const WindowSumsProblem& problem) {
-  return ceil_div(problem.rows(), kWindowRows);
-}
-std::int64_t chunk_sums_of(const WindowSumsProblem& problem) {
-  return problem.heads * row_tiles_of(problem) * ceil_div(problem.tokens, kWindowKeys) * kWindowRows;
-}
-
-WindowMaps window_maps(const DeviceWindowSumsParams& p) {
-  constexpr std::uint64_t kElement = 2;  // bytes
-  const auto channels = static_cast<std::uint64_t>(p.problem.head_dim);
-  const std::uint64_t row_bytes = channels * kElement;
-  WindowMaps maps;
-  maps.q = make_tensor_map(
-      {p.q,
-       p.kv.dtype,
-       {channels, static_cast<std::uint64_t>(p.problem.heads), static_cast<std::uint64_t>(p.problem.rows())},
-       {row_bytes, static_cast<std::uint64_t>(p.q_row_stride) * kElement},
-       {kSwizzleChannels, 1, kHalf}});
-  maps.pool = make_tensor_map({p.kv.slots,
-                               p.kv.dtype,
-                               {channels, kHalf, 2 * static_cast<std::uint64_t>(p.pool_slots)},
-                               {row_bytes, row_bytes * kHalf},
-                               {kSwizzleChannels, kHalf, 1}});
-  return maps;
-}
-
 template <typename T, int kHeadDim>
 void run_passes(const WindowArguments& a, const WindowMaps& maps, StreamView stream) {
   const auto pairs = static_cast<unsigned>(a.heads * a.row_tiles);
-  LaunchShape shape;
-  shape.grid = dim3(pairs, static_cast<unsigned>(ceil_div(a.chunks, a.range_chunks)));
-  shape.block = kWindowThreads;
-  shape.shared_bytes = sizeof(WindowShared<T, kHeadDim>);
-  launch(window_kernel<T, kHeadDim, false>, shape, stream, a, maps);
+  launch_window_pass<T, kHeadDim, false>(a, maps, stream);
   launch(join_kernel, {.grid = dim3(pairs, kWindowRows / kJoinRows), .block = kJoinThreads}, stream, a);
-  launch(window_kernel<T, kHeadDim, true>, shape, stream, a, maps);
+  launch_window_pass<T, kHeadDim, true>(a, maps, stream);
 }
 
 template <typename T>
@@ -147,27 +116,7 @@ void window_sums_on_device(const DeviceWindowSumsParams& p) {
   if (major != 9) {
     throw ResourceError("window sums on the GPU need compute capability 9, this device has {}", major);
   }
-  WindowArguments a{};
-  a.table = p.kv.table;
-  a.table_stride = p.kv.table_stride;
-  a.tokens = static_cast<int>(problem.tokens);
-  a.first_position = static_cast<int>(problem.tokens - problem.rows());
-  a.rows = static_cast<int>(problem.rows());
-  a.row_tiles = static_cast<int>(row_tiles_of(problem));
-  a.heads = problem.heads;
-  a.group = problem.heads / problem.kv_heads;
-  a.heads_a_list = problem.share_group ? a.group : 1;
-  a.chunks = static_cast<int>(ceil_div(problem.tokens, kWindowKeys));
-  // Two waves of CTAs, two of which share a multiprocessor.
-  const std::int64_t pairs = static_cast<std::int64_t>(a.heads) * a.row_tiles;
-  const std::int64_t ranges =
-      std::clamp<std::int64_t>(4LL * multiprocessors / std::max<std::int64_t>(pairs, 1), 1, a.chunks);
-  a.range_chunks = static_cast<int>(ceil_div(a.chunks, ranges));
-  a.scale_log2 = p.scale * 1.4426950408889634F;
-  a.sums = static_cast<ChunkSum*>(p.workspace);
-  a.logarithms = reinterpret_cast<float*>(a.sums + chunk_sums_of(problem));
-  a.columns = p.columns;
-  a.diagonals = p.diagonals;
+  const WindowArguments a = window_arguments(p, multiprocessors);
   const WindowMaps maps = window_maps(p);
   const auto run = p.kv.dtype == DType::kBF16 ? run_by_head_dim<__nv_bfloat16> : run_by_head_dim<__half>;
   run(a, maps, problem.head_dim, p.stream);

@@ -7,6 +7,7 @@
 #include <cuda.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "attention/fixed_point.hpp"
@@ -16,6 +17,10 @@
 #include "attention/ptx/tma.cuh"
 #include "attention/ptx/warpgroup.cuh"
 #include "attention/ptx/wgmma.cuh"
+#include "attention/tensor_map.hpp"
+#include "attention/window_sums_cuda.hpp"
+#include "runtime/core/cuda_launch.hpp"
+#include "runtime/core/tensor.hpp"
 
 namespace tessera::cuda {
 
@@ -330,6 +335,68 @@ __global__ void __launch_bounds__(kWindowThreads, kHeadDim == 256 ? 1 : 2)
       sum_rows(scores, p.scale_log2, sums + static_cast<std::int64_t>(chunk) * kWindowRows);
     }
   }
+}
+
+inline std::int64_t row_tiles_of(const WindowSumsProblem& problem) {
+  return ceil_div(problem.rows(), kWindowRows);
+}
+inline std::int64_t chunk_sums_of(const WindowSumsProblem& problem) {
+  return problem.heads * row_tiles_of(problem) * ceil_div(problem.tokens, kWindowKeys) * kWindowRows;
+}
+
+inline WindowMaps window_maps(const DeviceWindowSumsParams& p) {
+  constexpr std::uint64_t kElement = 2;  // bytes
+  const auto channels = static_cast<std::uint64_t>(p.problem.head_dim);
+  const std::uint64_t row_bytes = channels * kElement;
+  WindowMaps maps;
+  maps.q = make_tensor_map(
+      {p.q,
+       p.kv.dtype,
+       {channels, static_cast<std::uint64_t>(p.problem.heads), static_cast<std::uint64_t>(p.problem.rows())},
+       {row_bytes, static_cast<std::uint64_t>(p.q_row_stride) * kElement},
+       {kSwizzleChannels, 1, kHalf}});
+  maps.pool = make_tensor_map({p.kv.slots,
+                               p.kv.dtype,
+                               {channels, kHalf, 2 * static_cast<std::uint64_t>(p.pool_slots)},
+                               {row_bytes, row_bytes * kHalf},
+                               {kSwizzleChannels, kHalf, 1}});
+  return maps;
+}
+
+// multiprocessors: two waves of CTAs, two of which share one.
+inline WindowArguments window_arguments(const DeviceWindowSumsParams& p, int multiprocessors) {
+  const WindowSumsProblem& problem = p.problem;
+  WindowArguments a{};
+  a.table = p.kv.table;
+  a.table_stride = p.kv.table_stride;
+  a.tokens = static_cast<int>(problem.tokens);
+  a.first_position = static_cast<int>(problem.tokens - problem.rows());
+  a.rows = static_cast<int>(problem.rows());
+  a.row_tiles = static_cast<int>(row_tiles_of(problem));
+  a.heads = problem.heads;
+  a.group = problem.heads / problem.kv_heads;
+  a.heads_a_list = problem.share_group ? a.group : 1;
+  a.chunks = static_cast<int>(ceil_div(problem.tokens, kWindowKeys));
+  const std::int64_t pairs = static_cast<std::int64_t>(a.heads) * a.row_tiles;
+  const std::int64_t ranges =
+      std::clamp<std::int64_t>(4LL * multiprocessors / std::max<std::int64_t>(pairs, 1), 1, a.chunks);
+  a.range_chunks = static_cast<int>(ceil_div(a.chunks, ranges));
+  a.scale_log2 = p.scale * 1.4426950408889634F;
+  a.sums = static_cast<ChunkSum*>(p.workspace);
+  a.logarithms = reinterpret_cast<float*>(a.sums + chunk_sums_of(problem));
+  a.columns = p.columns;
+  a.diagonals = p.diagonals;
+  return a;
+}
+
+template <typename T, int kHeadDim, bool kSums>
+void launch_window_pass(const WindowArguments& a, const WindowMaps& maps, StreamView stream) {
+  launch(window_kernel<T, kHeadDim, kSums>,
+         {.grid = dim3(static_cast<unsigned>(a.heads * a.row_tiles),
+                       static_cast<unsigned>(ceil_div(a.chunks, a.range_chunks))),
+          .block = dim3(kWindowThreads),
+          .shared_bytes = sizeof(WindowShared<T, kHeadDim>)},
+         stream, a, maps);
 }
 
 }  // namespace tessera::cuda

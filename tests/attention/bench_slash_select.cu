@@ -8,7 +8,7 @@
 
 #include "attention/prefill_cuda.hpp"
 #include "attention/slash_select_cuda.hpp"
-#include "attention/window_sums_cuda.hpp"
+#include "attention/window_sums_kernel.cuh"
 #include "tests/attention/bench_prefill_problem.cuh"
 
 using namespace tessera;
@@ -74,6 +74,27 @@ double time(StreamView stream, CudaEvent& begin, CudaEvent& end, const Call& cal
   return milliseconds_between(begin, end);
 }
 
+// The passes alone, by how many waves of CTAs share the keys.
+void passes(const DeviceWindowSumsParams& p, StreamView stream) {
+  CudaEvent begin(stream.device, EventUse::kTiming);
+  CudaEvent end(stream.device, EventUse::kTiming);
+  const WindowMaps maps = window_maps(p);
+  window_sums_on_device(p);  // logarithms for the second
+  for (const int waves : {1, 2, 4}) {
+    const WindowArguments a = window_arguments(p, 66 * waves);
+    std::vector<double> times[2];
+    for (int round = 0; round < 9; ++round) {
+      times[0].push_back(
+          time(stream, begin, end, [&] { launch_window_pass<__nv_bfloat16, 128, false>(a, maps, stream); }));
+      times[1].push_back(
+          time(stream, begin, end, [&] { launch_window_pass<__nv_bfloat16, 128, true>(a, maps, stream); }));
+    }
+    std::printf("S=%-6lld w=%lld waves %d: %d chunks a CTA, row sums %.3f ms, sums %.3f ms\n",
+                static_cast<long long>(p.problem.tokens), static_cast<long long>(p.problem.window), waves,
+                a.range_chunks, median(times[0]), median(times[1]));
+  }
+}
+
 void bench(std::int64_t length, StreamView stream, MemoryMeter& meter) {
   const Shape shape = {"", 128, 8, 1, length, 0};
   Problem problem(shape, stream, meter);
@@ -84,6 +105,7 @@ void bench(std::int64_t length, StreamView stream, MemoryMeter& meter) {
     }
   }
   estimates.push_back(std::make_unique<Estimate>(problem, 256, 64, 0.3, meter));
+  passes(estimates.front()->sums, stream);
   CudaEvent begin(stream.device, EventUse::kTiming);
   CudaEvent end(stream.device, EventUse::kTiming);
   std::vector<double> dense;

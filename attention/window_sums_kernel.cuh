@@ -61,12 +61,40 @@ struct WindowMaps {
   CUtensorMap pool;  // (2 · slots, 64, D)
 };
 
+// Sums of the diagonals that the CTA is working on, in two parts of Fixed, since shared memory adds words of
+// 32 bits: `low` its last 20 bits, up to 4096 of them; `high` the rest. Places ascend while offsets fall. A
+// tile adds to two regions of 128 places, of which the first is then complete; a warp that is ahead may be
+// three tiles further.
+struct DiagonalRing {
+  static constexpr int kRegion = kWindowKeys;
+  static constexpr int kPlaces = 8 * kRegion;
+  static constexpr int kLowBits = 20;
+  std::uint32_t low[kPlaces];
+  std::uint32_t high[kPlaces];
+
+  __device__ __forceinline__ void add(unsigned place, float value) {
+    const auto fixed = static_cast<std::uint64_t>(__float2ll_rn(value * 0x1p40F));  // the product is exact
+    if (fixed == 0) return;
+    atomicAdd(low + place % kPlaces, static_cast<std::uint32_t>(fixed) & ((1U << kLowBits) - 1));
+    atomicAdd(high + place % kPlaces, static_cast<std::uint32_t>(fixed >> kLowBits));
+  }
+  // And leaves 0.
+  __device__ __forceinline__ std::uint64_t take(unsigned place) {
+    std::uint32_t& of_low = low[place % kPlaces];
+    std::uint32_t& of_high = high[place % kPlaces];
+    const std::uint64_t sum = (static_cast<std::uint64_t>(of_high) << kLowBits) + of_low;
+    of_low = of_high = 0;
+    return sum;
+  }
+};
+
 template <typename T, int kHeadDim>
 struct WindowShared {
   static constexpr int kGroups = kHeadDim / kSwizzleChannels;
   alignas(1024) T q[kWindowRows * kHeadDim];                 // (D / 64, 128, 64)
   alignas(1024) T k[kWindowStages][kWindowKeys * kHeadDim];  // (D / 64, 128, 64)
   float logarithms[kWindowRows];
+  DiagonalRing diagonals;
   std::uint64_t q_full;
   std::uint64_t k_full[kWindowStages];
   std::uint64_t k_empty[kWindowStages];
@@ -159,8 +187,9 @@ __device__ __forceinline__ void add_to_columns(const float (&probabilities)[kWin
 // with u = rest − 8 · (u < 0) it is 8k + rest − 16, k = i + 1 − (u < 0) in 0 … 17. Of each k and rest, 4
 // lanes by 2 values of e hold a part: three exchanges, each of which halves what a lane has left, leave k =
 // 4m + q at its lane. lead: position of the first row less that of the warp's first key.
-__device__ __forceinline__ void add_to_diagonals(const float (&p)[kWindowRows / 2], int lead, int tokens,
-                                                 Fixed* diagonals) {
+template <class Add>
+__device__ __forceinline__ void add_to_diagonals(const float (&p)[kWindowRows / 2], int lead,
+                                                 const Add& add) {
   constexpr int kSteps = kWindowRows / 8;  // 16
   constexpr int kPlaces = kSteps + 2;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -203,7 +232,7 @@ __device__ __forceinline__ void add_to_diagonals(const float (&p)[kWindowRows / 
     const float sent = high ? low_part : high_part;
     const float sum = kept + __shfl_xor_sync(0xFFFFFFFF, sent, 18);
     const bool counts = 2 * m < kLast || !high;
-    if (counts && offset >= 0 && offset < tokens) add_fixed(diagonals + offset, sum);
+    if (counts) add(offset, sum);
     offset += 32;
   }
 }
@@ -226,7 +255,7 @@ __device__ __forceinline__ void multiply_shared(float (&scores)[64], std::uint32
 }
 
 // Grid (H · row_tiles, ranges of chunks). kSums: the second pass.
-template <typename T, int kHeadDim, bool kSums>
+template <typename T, int kHeadDim, bool kSums, bool kRing = true>
 __global__ void __launch_bounds__(kWindowThreads, kHeadDim == 256 ? 1 : 2)
     window_kernel(const WindowArguments p, const __grid_constant__ WindowMaps maps) {
   extern __shared__ __align__(1024) unsigned char memory[];
@@ -255,6 +284,9 @@ __global__ void __launch_bounds__(kWindowThreads, kHeadDim == 256 ? 1 : 2)
   }
   if constexpr (kSums) {
     if (thread < kWindowRows) s.logarithms[thread] = p.logarithms[pair * kWindowRows + thread];
+    for (int i = thread; i < DiagonalRing::kPlaces; i += kWindowThreads) {
+      s.diagonals.low[i] = s.diagonals.high[i] = 0;
+    }
   }
   __syncthreads();
   const auto slot_of = [&](int block) { return block < blocks ? __ldg(table + block) : -1; };
@@ -296,6 +328,15 @@ __global__ void __launch_bounds__(kWindowThreads, kHeadDim == 256 ? 1 : 2)
   Fixed* const columns = kSums ? p.columns + list * p.tokens : nullptr;
   Fixed* const diagonals = kSums ? p.diagonals + list * p.tokens : nullptr;
   ChunkSum* const sums = kSums ? nullptr : p.sums + static_cast<std::int64_t>(pair) * p.chunks * kWindowRows;
+  // Offset of place 0 of the ring, and how many regions have been taken from it.
+  const int first_offset = first_position - begin * kWindowKeys + kWindowRows - 1;
+  int taken = 0;
+  const auto take_diagonal = [&](int place) {
+    const std::uint64_t sum = s.diagonals.take(static_cast<unsigned>(place));
+    const int offset = first_offset - place;
+    if (sum == 0 || offset < 0 || offset >= p.tokens) return;
+    atomicAdd(reinterpret_cast<unsigned long long*>(diagonals + offset), sum);
+  };
   ptx::barrier_wait(&s.q_full, 0);
   for (int chunk = begin; chunk < end; ++chunk) {
     const int turn = chunk - begin;
@@ -318,6 +359,16 @@ __global__ void __launch_bounds__(kWindowThreads, kHeadDim == 256 ? 1 : 2)
       next_slots[1] = slot_of(2 * (chunk + kWindowStages + 1) + 1);
     }
     __syncwarp();
+    if constexpr (kSums && kRing) {
+      // All warps are past this product, and so past their sums of the tile before.
+      if (chunk + kWindowStages < end && turn > 0) {
+        if (thread < 32) {
+          for (int i = thread; i < DiagonalRing::kRegion; i += 32)
+            take_diagonal(taken * DiagonalRing::kRegion + i);
+        }
+        ++taken;
+      }
+    }
 
     const int first_key = chunk * kWindowKeys;
     const bool newer = first_key + kWindowKeys - 1 > first_position;
@@ -326,7 +377,13 @@ __global__ void __launch_bounds__(kWindowThreads, kHeadDim == 256 ? 1 : 2)
       const int key = first_key + thread / 32 * 16;  // of the warp
       if (newer) hide_keys(scores, key, first_position, p.tokens);
       add_to_columns(scores, key, p.tokens, columns);
-      add_to_diagonals(scores, first_position - key, p.tokens, diagonals);
+      add_to_diagonals(scores, first_position - key, [&](int offset, float sum) {
+        if constexpr (kRing) {
+          s.diagonals.add(static_cast<unsigned>(first_offset - offset), sum);
+        } else if (offset >= 0 && offset < p.tokens) {
+          add_fixed(diagonals + offset, sum);
+        }
+      });
     } else {
       if (newer) {
         const int row = first_position + thread / 32 * 16 + thread % 32 / 4;
@@ -334,6 +391,11 @@ __global__ void __launch_bounds__(kWindowThreads, kHeadDim == 256 ? 1 : 2)
       }
       sum_rows(scores, p.scale_log2, sums + static_cast<std::int64_t>(chunk) * kWindowRows);
     }
+  }
+  if constexpr (kSums && kRing) {
+    __syncthreads();
+    const int places = (end - begin + 1) * DiagonalRing::kRegion;
+    for (int i = taken * DiagonalRing::kRegion + thread; i < places; i += kWindowThreads) take_diagonal(i);
   }
 }
 
@@ -389,9 +451,9 @@ inline WindowArguments window_arguments(const DeviceWindowSumsParams& p, int mul
   return a;
 }
 
-template <typename T, int kHeadDim, bool kSums>
+template <typename T, int kHeadDim, bool kSums, bool kRing = true>
 void launch_window_pass(const WindowArguments& a, const WindowMaps& maps, StreamView stream) {
-  launch(window_kernel<T, kHeadDim, kSums>,
+  launch(window_kernel<T, kHeadDim, kSums, kRing>,
          {.grid = dim3(static_cast<unsigned>(a.heads * a.row_tiles),
                        static_cast<unsigned>(ceil_div(a.chunks, a.range_chunks))),
           .block = dim3(kWindowThreads),

@@ -168,7 +168,7 @@ __device__ __forceinline__ void choose_row(const SelectArguments& p, int head, i
 
 // Grid (tiles of query blocks, long rows first, heads). Shared memory: means of the tile's queries (D, 16),
 // then keys of the scores (tile_rows, blocks of the last row).
-__global__ void __launch_bounds__(kThreads) select_kernel(const SelectArguments p) {
+__global__ void __launch_bounds__(kThreads, 1) select_kernel(const SelectArguments p) {
   extern __shared__ __align__(16) float memory[];
   const BlockSelectProblem& problem = p.problem;
   const int rows = static_cast<int>(problem.rows());

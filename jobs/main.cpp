@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <iostream>
 #include <optional>
+#include <memory>
 #include <string>
 #include <variant>
 #include <vector>
@@ -95,8 +96,12 @@ int run_on_ranks(const RankCommand& command) {
       if (command.failure) std::rethrow_exception(command.failure);
     });
     const bool shows_what_differs = std::holds_alternative<InfoOptions>(*command.parsed);
-    if (!shows_what_differs)
-      require_equal_facts(*session.world(), launch_facts(*command.parsed, command.options));
+    if (!shows_what_differs) {
+      const std::unique_ptr<Communicator> world = session.world();
+      require_equal_facts(*world, launch_facts(*command.parsed, command.options));
+      const std::string warning = unlike_processors_warning(*world);
+      if (!warning.empty() && session.rank() == 0) fmt::print(stderr, "tessera: {}\n", warning);
+    }
     const ExitCode code = run_parallel(*command.parsed, session, command.line);
     session.finalize();
     return static_cast<int>(code);

@@ -91,16 +91,22 @@ std::string differing_facts(std::span<const std::vector<Fact>> facts) {
   return text;
 }
 
-void require_equal_facts(Communicator& world, std::span<const Fact> facts) {
+std::string gather_differences(Communicator& world, std::span<const Fact> facts) {
   const std::string mine = packed(facts);
   const std::uint64_t hash = hash_of(mine);
   std::vector<std::uint64_t> hashes(static_cast<std::size_t>(world.size()));
   world.all_gather(&hash, sizeof hash, hashes.data());
-  if (std::ranges::all_of(hashes, [&](std::uint64_t other) { return other == hashes.front(); })) return;
+  if (std::ranges::all_of(hashes, [&](std::uint64_t other) { return other == hashes.front(); })) return {};
 
   std::vector<std::vector<Fact>> of_ranks;
   for (const std::string& bytes : all_gather_texts(world, mine)) of_ranks.push_back(unpacked(bytes));
-  UsageError error("the ranks differ in what must be the same: {}", differing_facts(of_ranks));
+  return differing_facts(of_ranks);
+}
+
+void require_equal_facts(Communicator& world, std::span<const Fact> facts) {
+  const std::string differences = gather_differences(world, facts);
+  if (differences.empty()) return;
+  UsageError error("the ranks differ in what must be the same: {}", differences);
   error.mark_on_all_ranks();
   throw error;
 }

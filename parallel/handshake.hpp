@@ -18,8 +18,10 @@ struct Fact {
 // where nothing does. facts[r] are rank r's; a name that a rank does not have counts as "(none)".
 std::string differing_facts(std::span<const std::vector<Fact>> facts);
 
-// Collective. UsageError, the same on all ranks, where a fact differs. Costs one exchange of 8 bytes a rank
-// where none does.
+// Collective: the same text on all ranks. Costs one exchange of 8 bytes a rank where nothing differs.
+std::string gather_differences(Communicator& world, std::span<const Fact> facts);
+
+// Collective. UsageError, the same on all ranks, where a fact differs.
 void require_equal_facts(Communicator& world, std::span<const Fact> facts);
 
 }  // namespace tessera

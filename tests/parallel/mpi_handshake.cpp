@@ -50,6 +50,19 @@ TEST_CASE("a rank with another value is named on all ranks") {
   CHECK(text.find("options") == std::string::npos);
 }
 
+TEST_CASE("differences that refuse nothing are told to every rank") {
+  MpiSession session = MpiSession::start(detect_launch());
+  const auto world = session.world();
+  const std::vector<Fact> same{{"processor", "A"}};
+  CHECK(gather_differences(*world, same).empty());
+  const std::vector<Fact> mine{{"processor", world->rank() == 0 ? "A" : "B"}};
+  const std::string wanted = world->size() == 1 ? ""
+                             : world->size() == 2
+                                 ? "processor A on rank 0, B on rank 1"
+                                 : "processor A on rank 0, B on ranks 1-" + std::to_string(world->size() - 1);
+  CHECK(gather_differences(*world, mine) == wanted);
+}
+
 TEST_CASE("texts of all lengths reach every rank") {
   MpiSession session = MpiSession::start(detect_launch());
   const auto world = session.world();

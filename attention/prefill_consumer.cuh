@@ -63,16 +63,46 @@ __device__ __forceinline__ void issue_output(float (&out)[C::kHeadDim / 2],
 template <class C>
 struct TileKeys {
   int first[C::kParts];
+  bool gathered = false;
   __device__ __forceinline__ void read(const KeyTile<C>& tile) {
+    if constexpr (C::kGathers) gathered = tile.gathered != 0;
 #pragma unroll
     for (int part = 0; part < C::kParts; ++part) first[part] = tile.first[part];
   }
 };
 
+// Between the arrival of what threads copied into a tile and the products that read it.
+template <class C>
+__device__ __forceinline__ void fence_gathered(bool gathered) {
+  if (C::kGathers && gathered) ptx::fence_async_proxy();
+}
+
+// Of a gathered tile: whether some row of the query block does not see some key.
+template <class C>
+__device__ __forceinline__ bool needs_columns_masked(const TileKeys<C>& keys, int rows,
+                                                     const PrefillArguments& p) {
+  if constexpr (C::kGathers) return keys.gathered && keys.first[0] > min(rows, p.length - 1);
+  return false;
+}
+
+template <class C>
+__device__ __forceinline__ void mask_columns(float (&scores)[C::kKeys / 2], const KeyTile<C>& tile,
+                                             const int (&high)[2]) {
+  const int* const column = tile.position + 2 * (threadIdx.x % 4);
+#pragma unroll
+  for (int j = 0; j < C::kKeys / 8; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (column[8 * j + e % 2] > high[e / 2]) scores[4 * j + e] = negative_infinity();
+    }
+  }
+}
+
 template <class C>
 __device__ __forceinline__ void mask_tile(float (&scores)[C::kKeys / 2], const TileKeys<C>& keys, int rows,
                                           const int (&low)[2], const int (&high)[2],
                                           const PrefillArguments& p) {
+  if (C::kGathers && keys.gathered) return;
   // What every row of the query block sees needs no mask.
   const int all_from = p.window > 0 ? rows + kBlockRows - p.window : 0;
   const int all_to = min(rows, p.length - 1);
@@ -136,12 +166,18 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillRing<C
       __syncwarp();
       release(&s.q_empty[row_block]);
     }
+    fence_gathered<C>(keys.gathered);
     ptx::wgmma_fence();
     issue_scores<C>(scores, fragments, q_operand,
                     ptx::swizzled_descriptor(k_address + place.stage * kStageBytes, 0));
     ptx::wgmma_wait<0>();
     ptx::fence_registers(scores);
     __syncwarp();
+    if (needs_columns_masked(keys, rows, p)) {
+      // Their positions are read before the stage is another tile's.
+      if constexpr (C::kGathers) mask_columns<C>(scores, s.tiles[place.stage], high);
+      __syncwarp();
+    }
     release(&s.k_empty[place.stage]);
     if (last && !kQueriesTaken) release(&s.q_empty[row_block]);
     mask_tile<C>(scores, keys, rows, low, high, p);
@@ -155,14 +191,17 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillRing<C
     while (!last) {
       const RingPlace<C::kStages> before = place;
       place.advance();
+      const bool values_gathered = keys.gathered;
       ptx::barrier_wait(&s.k_full[place.stage], place.parity);
       last = s.tiles[place.stage].last != 0;
       keys.read(s.tiles[place.stage]);
       if constexpr (C::kTurns) ptx::named_barrier_wait(kTurn + row_block, 2 * kWarpgroup);
+      fence_gathered<C>(keys.gathered);
       ptx::wgmma_fence();
       issue_scores<C>(scores, fragments, q_operand,
                       ptx::swizzled_descriptor(k_address + place.stage * kStageBytes, 0));
       ptx::barrier_wait(&s.v_full[before.stage], before.parity);
+      fence_gathered<C>(values_gathered);
       issue_output<C>(out, probabilities,
                       ptx::swizzled_descriptor(v_address + before.stage * kStageBytes, kGroupBytes));
       if constexpr (C::kTurns) {
@@ -171,6 +210,11 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillRing<C
       ptx::wgmma_wait<1>();
       ptx::fence_registers(scores);
       __syncwarp();
+      if (needs_columns_masked(keys, rows, p)) {
+        // Their positions are read before the stage is another tile's.
+        if constexpr (C::kGathers) mask_columns<C>(scores, s.tiles[place.stage], high);
+        __syncwarp();
+      }
       release(&s.k_empty[place.stage]);
       if (last && !kQueriesTaken) release(&s.q_empty[row_block]);
       mask_tile<C>(scores, keys, rows, low, high, p);
@@ -188,6 +232,7 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillRing<C
       }
     }
     ptx::barrier_wait(&s.v_full[place.stage], place.parity);
+    fence_gathered<C>(keys.gathered);
     ptx::wgmma_fence();
     issue_output<C>(out, probabilities,
                     ptx::swizzled_descriptor(v_address + place.stage * kStageBytes, kGroupBytes));

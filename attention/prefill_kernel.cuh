@@ -43,8 +43,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
         ptx::barrier_init(&ring.q_empty[block], kWarps);
       }
       for (int stage = 0; stage < C::kStages; ++stage) {
-        ptx::barrier_init(&ring.k_full[stage], 1);
-        ptx::barrier_init(&ring.v_full[stage], 1);
+        ptx::barrier_init(&ring.k_full[stage], C::kFullArrivals);
+        ptx::barrier_init(&ring.v_full[stage], C::kFullArrivals);
         ptx::barrier_init(&ring.k_empty[stage], kWarps * C::kRowBlocks);
         ptx::barrier_init(&ring.v_empty[stage], kWarps * C::kRowBlocks);
       }

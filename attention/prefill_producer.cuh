@@ -55,6 +55,14 @@ class HeldBlocks {
   unsigned held_ = 0;
 };
 
+// By the leader, before it copies a tile in boxes.
+template <class C>
+__device__ __forceinline__ void announce(std::uint64_t* full) {
+  constexpr std::uint32_t kTileBytes = C::kKeys * C::kHeadDim * sizeof(typename C::T);
+  ptx::barrier_arrive_expect(full, kTileBytes);
+  if constexpr (C::kFullArrivals > 1) ptx::barrier_arrive(full, C::kFullArrivals - 1);
+}
+
 // Keys of a dense item: every block up to the diagonal that the table holds.
 template <class C>
 class HeldKeys {
@@ -99,9 +107,11 @@ class HeldKeys {
   // half: 0 keys, 1 values. The pool is seen as (half slots, 64 rows, D), and what lies outside of 64 rows
   // arrives as zeros: a block whose last rows do not exist is fetched from a negative row on, so that they
   // never come; a block that is not there is fetched from row 64.
-  static __device__ __forceinline__ void load(const PrefillMaps& maps, typename C::T* target,
-                                              std::uint64_t* full, const Tile& source, int half) {
+  static __device__ __forceinline__ void load(const PrefillArguments&, const PrefillMaps& maps,
+                                              typename C::T* target, std::uint64_t* full, const Tile& source,
+                                              int half) {
     if (threadIdx.x % 32 != 0) return;
+    announce<C>(full);
 #pragma unroll
     for (int part = 0; part < C::kParts; ++part) {
       const int first = source.first[part];
@@ -152,7 +162,6 @@ class HeldKeys {
 template <class C, class Keys>
 __device__ __forceinline__ void produce(const typename Keys::Arguments& p, const PrefillMaps& maps,
                                         PrefillRing<C>& s, int ring) {
-  constexpr std::uint32_t kTileBytes = C::kKeys * C::kHeadDim * sizeof(typename C::T);
   constexpr std::uint32_t kQueryBytes = kBlockRows * C::kHeadDim * sizeof(typename C::T);
   const bool leader = threadIdx.x % 32 == 0;
   RingPlace<C::kStages> place;
@@ -163,9 +172,7 @@ __device__ __forceinline__ void produce(const typename Keys::Arguments& p, const
   const auto load_values = [&] {
     std::uint64_t* full = &s.v_full[value_place.stage];
     ptx::barrier_wait(&s.v_empty[value_place.stage], value_place.parity ^ 1);
-    if (leader) ptx::barrier_arrive_expect(full, kTileBytes);
-    __syncwarp();
-    Keys::load(maps, s.v[value_place.stage], full, values, 1);
+    Keys::load(p, maps, s.v[value_place.stage], full, values, 1);
   };
 
   const int producers = static_cast<int>(gridDim.x) * C::kRings;
@@ -188,9 +195,7 @@ __device__ __forceinline__ void produce(const typename Keys::Arguments& p, const
         described.last = more ? 0 : 1;
       }
       __syncwarp();
-      if (leader) ptx::barrier_arrive_expect(full, kTileBytes);
-      __syncwarp();
-      Keys::load(maps, s.k[place.stage], full, tile, 0);
+      Keys::load(p, maps, s.k[place.stage], full, tile, 0);
       // Values are needed one tile later than keys.
       if (values_due) load_values();
       values = tile;
@@ -219,7 +224,7 @@ __device__ __forceinline__ void produce(const typename Keys::Arguments& p, const
   ptx::barrier_wait(&s.k_empty[place.stage], place.parity ^ 1);
   if (leader) {
     s.tiles[place.stage].rows.head = -1;
-    ptx::barrier_arrive(&s.k_full[place.stage]);
+    ptx::barrier_arrive(&s.k_full[place.stage], C::kFullArrivals);
     // The last to ask leaves the counters as it found them.
     __threadfence();
     if (atomicAdd(p.counters + 1, 1U) == static_cast<unsigned>(producers) - 1) {

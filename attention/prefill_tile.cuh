@@ -19,9 +19,10 @@ inline constexpr int kBlockRows = 64;    // rows of a query block and of a block
 // at issuing products; kSlack: powers of two that a maximum may lag behind;
 // kQuerySteps: so many steps of 16 channels of Q stay in registers, which spares shared memory reads;
 // kPartRows: neighbouring keys of the cache that a tile is pieced together from, a block or a page;
-// kRings: 1, the warpgroups read the same tiles, or kConsumers, each reads its own.
+// kRings: 1, the warpgroups read the same tiles, or kConsumers, each reads its own;
+// kGathers: some tiles are gathered key by key.
 template <typename T_, int kHeadDim_, int kConsumers_, int kKeys_, int kStages_, bool kTurns_, int kSlack_,
-          int kQuerySteps_, int kPartRows_ = kBlockRows, int kRings_ = 1>
+          int kQuerySteps_, int kPartRows_ = kBlockRows, int kRings_ = 1, bool kGathers_ = false>
 struct PrefillConfig {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;
@@ -33,6 +34,7 @@ struct PrefillConfig {
   static constexpr int kQuerySteps = kQuerySteps_;
   static constexpr int kPartRows = kPartRows_;
   static constexpr int kRings = kRings_;
+  static constexpr bool kGathers = kGathers_;
   static constexpr int kParts = kKeys / kPartRows;
   static constexpr int kRowBlocks = kConsumers / kRings;  // query blocks of 64 rows an item
   static constexpr int kGroups = kHeadDim / kBoxChannels;
@@ -41,12 +43,15 @@ struct PrefillConfig {
   // Walking lists takes more.
   static constexpr int kProducerRegisters = kConsumers == 3           ? 32
                                             : kPartRows == kBlockRows ? 24
+                                            : kGathers                ? 72
                                             : kRings == 1             ? 40
                                                                       : 56;
   static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 252 - kProducerRegisters / 2;
   static_assert(kRings == 1 || (kRings == 2 && kConsumers == 2));
   static_assert(kConsumers == 2 || kPartRows == kBlockRows);
   static_assert(kRings == 1 || !kTurns);  // who takes turns has as many tiles as the other
+  // At a barrier of keys or values: of the leader, and of each lane that gathers.
+  static constexpr int kFullArrivals = kGathers ? 33 : 1;
 };
 
 struct PrefillArguments {
@@ -84,11 +89,20 @@ struct ItemRows {
   int position[C::kRowBlocks];  // of the first row of each query block; −1: no such block
 };
 
+// Positions of the keys of a gathered tile.
+template <class C, bool kGathers = C::kGathers>
+struct GatheredKeys {
+  int gathered;  // 1: first[0] is the highest position, kAbsent where rows are left over, which hold nothing
+  int position[C::kKeys];
+};
+template <class C>
+struct GatheredKeys<C, false> {};
+
 // What lies in one stage of a ring, written by the producer. Where the last keys of a part do not exist, the
 // part stands at the end of its rows, behind rows that hold nothing: `first`, the position that its first row
 // would have, is a multiple of kPartRows everywhere else.
 template <class C>
-struct KeyTile {
+struct KeyTile : GatheredKeys<C> {
   static constexpr int kAbsent = 1 << 30;  // as `first`: no keys in this part
   ItemRows<C> rows;
   int last;  // 1: the item's last tile

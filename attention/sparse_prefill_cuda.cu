@@ -13,23 +13,115 @@
 
 namespace tessera::cuda {
 
-// sparse_prefill_cuda_bf16.cu, sparse_prefill_cuda_f16.cu
-template <typename T>
+// sparse_prefill_cuda_bf16.cu, sparse_prefill_cuda_f16.cu; with columns sparse_prefill_columns_bf16.cu,
+// sparse_prefill_columns_f16.cu
+template <typename T, bool kColumns>
 void sparse_prefill_by_head_dim(const ListArguments& a, const PrefillMaps& maps, int head_dim,
                                 int rows_per_block, int multiprocessors, StreamView stream);
-extern template void sparse_prefill_by_head_dim<__nv_bfloat16>(const ListArguments&, const PrefillMaps&, int,
-                                                               int, int, StreamView);
-extern template void sparse_prefill_by_head_dim<__half>(const ListArguments&, const PrefillMaps&, int, int,
-                                                        int, StreamView);
+using SparsePrefillRun = void(const ListArguments&, const PrefillMaps&, int, int, int, StreamView);
+extern template SparsePrefillRun sparse_prefill_by_head_dim<__nv_bfloat16, false>;
+extern template SparsePrefillRun sparse_prefill_by_head_dim<__half, false>;
+extern template SparsePrefillRun sparse_prefill_by_head_dim<__nv_bfloat16, true>;
+extern template SparsePrefillRun sparse_prefill_by_head_dim<__half, true>;
 
 namespace {
 
 constexpr int kOrderThreads = 1024;
 constexpr int kBins = 1024;  // of lengths of lists
+constexpr int kSeenThreads = 128;
+constexpr int kSeenWords = 2048;  // of seen_pages at a time: a million tokens
+
+struct SeenArguments {
+  const std::int64_t* row_begin;
+  const BlockEntry* entries;
+  const QueryRows* rows;
+  const std::int32_t* columns;
+  const std::int32_t* column_counts;
+  RowColumns* row_columns;    // (lists, row_blocks)
+  std::uint32_t* seen_pages;  // (lists, row_blocks, page_words)
+  std::int64_t column_stride;
+  std::int64_t list_blocks;  // query blocks of the whole sequence
+  int rows_per_block;
+  int row_blocks;
+  int page_words;
+  int length;
+};
+
+// How many of `count` ascending columns are before `end`.
+__device__ __forceinline__ int columns_before(const std::int32_t* columns, int count, int end) {
+  int low = 0;
+  while (low < count) {
+    const int middle = low + (count - low) / 2;
+    if (columns[middle] < end) {
+      low = middle + 1;
+    } else {
+      count = middle;
+    }
+  }
+  return low;
+}
+
+// One CTA a query block and list: which pages the row sees, as bits, so that the producer drops the columns
+// in them; and what the item costs.
+__global__ void __launch_bounds__(kSeenThreads) seen_kernel(const SeenArguments p) {
+  __shared__ std::uint32_t words[kSeenWords];
+  __shared__ int pages;   // of the list
+  __shared__ int beside;  // columns
+  const int row_block = static_cast<int>(blockIdx.x);
+  const int list = static_cast<int>(blockIdx.y);
+  const int thread = static_cast<int>(threadIdx.x);
+  const QueryRows at = p.rows[row_block];
+  const int end = min(at.position + at.rows, p.length);
+  const std::int64_t list_row = list * p.list_blocks + at.position / p.rows_per_block;
+  const BlockEntry* const entries = p.entries + p.row_begin[list_row];
+  const int count = static_cast<int>(p.row_begin[list_row + 1] - p.row_begin[list_row]);
+  const std::int32_t* const columns = p.columns + list * p.column_stride;
+  const int reachable = columns_before(columns, p.column_counts[list], end);
+  const std::int64_t row = static_cast<std::int64_t>(list) * p.row_blocks + row_block;
+  std::uint32_t* const seen = p.seen_pages + row * p.page_words;
+  if (thread == 0) pages = beside = 0;
+  constexpr int kWordTokens = kPageTokens * 32;
+  constexpr int kWordBlocks = kWordTokens / kBlockTokens;
+  const int all_words = (end + kWordTokens - 1) / kWordTokens;
+  int my_pages = 0;
+  int my_beside = 0;
+  for (int first = 0; first < all_words; first += kSeenWords) {
+    const int here = min(kSeenWords, all_words - first);
+    for (int i = thread; i < here; i += kSeenThreads) words[i] = 0;
+    __syncthreads();
+    for (int i = thread; i < count; i += kSeenThreads) {
+      const unsigned entry = entries[i].bits;
+      const int block = static_cast<int>(entry >> 4);
+      const int word = block / kWordBlocks - first;
+      if (word < 0 || word >= here) continue;
+      atomicOr(&words[word], (entry & 15U) << block % kWordBlocks * kBlockPages);
+      my_pages += __popc(entry & 15U);
+    }
+    __syncthreads();
+    for (int i = thread; i < here; i += kSeenThreads) seen[first + i] = words[i];
+    for (int i = thread; i < reachable; i += kSeenThreads) {
+      const int column = columns[i];
+      const int word = column / kWordTokens - first;
+      if (word < 0 || word >= here) continue;
+      my_beside += (words[word] >> column / kPageTokens % 32 & 1U) == 0 ? 1 : 0;
+    }
+    __syncthreads();
+  }
+  __syncthreads();
+  my_pages = __reduce_add_sync(0xFFFFFFFF, my_pages);
+  my_beside = __reduce_add_sync(0xFFFFFFFF, my_beside);
+  if (thread % 32 == 0) {
+    atomicAdd(&pages, my_pages);
+    atomicAdd(&beside, my_beside);
+  }
+  __syncthreads();
+  if (thread == 0) p.row_columns[row] = {reachable, pages + (beside + kPageTokens - 1) / kPageTokens};
+}
 
 struct OrderArguments {
   const std::int64_t* row_begin;
   const QueryRows* rows;
+  const RowColumns* row_columns;  // null: no columns
   ListItem* order;
   std::int64_t list_blocks;  // query blocks of the whole sequence
   int heads_a_list;
@@ -48,6 +140,14 @@ __device__ __forceinline__ ListItem item_at(const OrderArguments& p, int first_h
   return {begin, static_cast<std::int32_t>(p.row_begin[list + 1] - begin), head * p.row_blocks + block};
 }
 
+// What orders items: entries of the list, or pages and columns where there are columns.
+__device__ __forceinline__ int cost_of(const OrderArguments& p, const ListItem& item) {
+  if (p.row_columns == nullptr) return item.count;
+  const int head = item.row / p.row_blocks;
+  const std::int64_t list = head / p.heads_a_list;
+  return p.row_columns[list * p.row_blocks + item.row - head * p.row_blocks].cost;
+}
+
 // One CTA a section of heads: its items by falling length of their lists, to a bin.
 __global__ void __launch_bounds__(kOrderThreads) order_kernel(const OrderArguments p) {
   __shared__ int longest;
@@ -63,14 +163,14 @@ __global__ void __launch_bounds__(kOrderThreads) order_kernel(const OrderArgumen
   __syncthreads();
   int mine = 0;
   for (int i = thread; i < items; i += kOrderThreads)
-    mine = max(mine, item_at(p, first_head, heads, i).count);
+    mine = max(mine, cost_of(p, item_at(p, first_head, heads, i)));
   atomicMax(&longest, mine);
   __syncthreads();
   const auto bin_of = [&](int count) {
     return kBins - 1 - static_cast<int>(static_cast<std::int64_t>(count) * (kBins - 1) / longest);
   };
   for (int i = thread; i < items; i += kOrderThreads) {
-    atomicAdd(&places[bin_of(item_at(p, first_head, heads, i).count)], 1);
+    atomicAdd(&places[bin_of(cost_of(p, item_at(p, first_head, heads, i)))], 1);
   }
   __syncthreads();
   // Exclusive sums, one bin a thread.
@@ -89,7 +189,7 @@ __global__ void __launch_bounds__(kOrderThreads) order_kernel(const OrderArgumen
   __syncthreads();
   for (int i = thread; i < items; i += kOrderThreads) {
     const ListItem item = item_at(p, first_head, heads, i);
-    order[atomicAdd(&places[bin_of(item.count)], 1)] = item;
+    order[atomicAdd(&places[bin_of(cost_of(p, item))], 1)] = item;
   }
 }
 static_assert(kBins == kOrderThreads);
@@ -97,6 +197,7 @@ static_assert(kBins == kOrderThreads);
 void order_items(const SparsePrefillParams& p, const ListArguments& a) {
   const OrderArguments order = {p.lists.row_begin,
                                 p.rows,
+                                a.row_columns,
                                 static_cast<ListItem*>(p.workspace),
                                 p.lists.query_blocks,
                                 p.heads / p.lists.heads,
@@ -107,6 +208,50 @@ void order_items(const SparsePrefillParams& p, const ListArguments& a) {
   launch(order_kernel,
          {.grid = dim3(static_cast<unsigned>(ceil_div(p.heads, a.section_heads))), .block = kOrderThreads},
          p.stream, order);
+}
+
+// What lies in the workspace, in this order.
+struct WorkspaceSizes {
+  std::size_t order, row_columns, seen_pages;  // bytes
+};
+int page_words(std::int64_t kv_length) {
+  return static_cast<int>(ceil_div(ceil_div(kv_length, kPageTokens), 32));
+}
+WorkspaceSizes workspace_sizes(int heads, std::int64_t row_blocks, int lists, std::int64_t kv_length) {
+  const auto blocks = static_cast<std::size_t>(row_blocks);
+  const std::size_t rows = static_cast<std::size_t>(lists) * blocks;
+  return {sizeof(ListItem) * static_cast<std::size_t>(heads) * blocks, sizeof(RowColumns) * rows,
+          sizeof(std::uint32_t) * rows * static_cast<std::size_t>(page_words(kv_length))};
+}
+
+void find_seen_pages(const SparsePrefillParams& p, ListArguments& a) {
+  const WorkspaceSizes sizes = workspace_sizes(p.heads, p.row_blocks, p.lists.heads, p.kv.length);
+  char* const row_columns = static_cast<char*>(p.workspace) + sizes.order;
+  SeenArguments seen{};
+  seen.row_begin = p.lists.row_begin;
+  seen.entries = p.lists.entries;
+  seen.rows = p.rows;
+  seen.columns = p.lists.columns;
+  seen.column_counts = p.lists.column_counts;
+  seen.row_columns = reinterpret_cast<RowColumns*>(row_columns);
+  seen.seen_pages = reinterpret_cast<std::uint32_t*>(row_columns + sizes.row_columns);
+  seen.column_stride = p.lists.column_stride;
+  seen.list_blocks = p.lists.query_blocks;
+  seen.rows_per_block = p.lists.rows_per_block;
+  seen.row_blocks = a.row_blocks;
+  seen.page_words = page_words(p.kv.length);
+  seen.length = a.length;
+  launch(seen_kernel,
+         {.grid = dim3(static_cast<unsigned>(a.row_blocks), static_cast<unsigned>(p.lists.heads)),
+          .block = kSeenThreads},
+         p.stream, seen);
+  a.pool = p.kv.slots;
+  a.columns = p.lists.columns;
+  a.row_columns = seen.row_columns;
+  a.seen_pages = seen.seen_pages;
+  a.column_stride = p.lists.column_stride;
+  a.page_words = seen.page_words;
+  a.heads_a_list = p.heads / p.lists.heads;
 }
 
 bool check_sparse_prefill(const SparsePrefillParams& p) {
@@ -122,6 +267,11 @@ bool check_sparse_prefill(const SparsePrefillParams& p) {
                 p.q_row_stride >= static_cast<std::int64_t>(p.heads) * p.kv.head_dim);
   TESSERA_CHECK(p.pool_slots > 0 && p.pool_slots < kMostSlots && p.scale > 0);
   TESSERA_CHECK(p.lists.rows_per_block == kQueryBlockRows || p.lists.rows_per_block == 2 * kQueryBlockRows);
+  if (p.lists.columns != nullptr) {
+    constexpr std::int64_t kMostGathered = 1 << 26;  // slots: their rows fit in 32 bits
+    TESSERA_CHECK(p.lists.column_counts != nullptr && p.lists.column_stride >= 0);
+    TESSERA_CHECK(p.pool_slots <= kMostGathered && p.lists.heads < (1 << 16));
+  }
   if (p.tokens == 0 || p.heads == 0) return false;
   TESSERA_CHECK(p.lists.heads > 0 && p.heads % p.lists.heads == 0);
   TESSERA_CHECK(p.row_blocks > 0 && p.row_blocks * p.heads < (1LL << 31));
@@ -150,6 +300,11 @@ std::size_t sparse_prefill_workspace(int heads, std::int64_t row_blocks) {
   return sizeof(ListItem) * static_cast<std::size_t>(heads) * static_cast<std::size_t>(row_blocks);
 }
 
+std::size_t sparse_prefill_workspace(int heads, std::int64_t row_blocks, int lists, std::int64_t kv_length) {
+  const WorkspaceSizes sizes = workspace_sizes(heads, row_blocks, lists, kv_length);
+  return sizes.order + sizes.row_columns + sizes.seen_pages;
+}
+
 void sparse_prefill_attention(const SparsePrefillParams& p) {
   if (!check_sparse_prefill(p)) return;
   int major = 0;
@@ -175,10 +330,14 @@ void sparse_prefill_attention(const SparsePrefillParams& p) {
   a.order = static_cast<const ListItem*>(p.workspace);
   a.rows = p.rows;
   a.entries = p.lists.entries;
+  const bool columns = p.lists.columns != nullptr;
+  if (columns) find_seen_pages(p, a);
   order_items(p, a);
   const PrefillMaps maps = prefill_maps(p.q, p.heads, p.tokens, p.q_row_stride, p.kv, p.pool_slots);
-  const auto run = p.kv.dtype == DType::kBF16 ? sparse_prefill_by_head_dim<__nv_bfloat16>
-                                              : sparse_prefill_by_head_dim<__half>;
+  SparsePrefillRun* const runs[2][2] = {
+      {sparse_prefill_by_head_dim<__half, false>, sparse_prefill_by_head_dim<__half, true>},
+      {sparse_prefill_by_head_dim<__nv_bfloat16, false>, sparse_prefill_by_head_dim<__nv_bfloat16, true>}};
+  SparsePrefillRun* const run = runs[p.kv.dtype == DType::kBF16 ? 1 : 0][columns ? 1 : 0];
   run(a, maps, p.kv.head_dim, p.lists.rows_per_block, limits.multiprocessors, p.stream);
 }
 

@@ -17,14 +17,18 @@
 
 namespace tessera::cuda {
 
-// The lists of a PrefillSelection on the device. Columns are not among them: the caller sees to it that the
-// selection has none.
+// The lists of a PrefillSelection on the device.
 struct PrefillLists {
   int heads = 0;                            // lists: query heads H, or a divisor of H when heads share
   int rows_per_block = kQueryBlockRows;     // M: 64, or 128
   std::int64_t query_blocks = 0;            // of the whole sequence: ceil(S / M)
   const std::int64_t* row_begin = nullptr;  // (heads · query_blocks + 1) into entries
   const BlockEntry* entries = nullptr;      // ascending by block within a row
+  // (heads, column_stride) ascending positions, the first column_counts[list] of each; null: no columns. One
+  // in a page that the row sees already counts once.
+  const std::int32_t* columns = nullptr;
+  std::int64_t column_stride = 0;
+  const std::int32_t* column_counts = nullptr;  // (heads)
 };
 
 // Neighbouring rows of this call that share a query block.
@@ -59,6 +63,8 @@ struct SparsePrefillParams {
 
 // Bytes: a word on each piece of work, so that the longest lists go first.
 std::size_t sparse_prefill_workspace(int heads, std::int64_t row_blocks);
+// With columns: besides, a bit for each page that a query block may see.
+std::size_t sparse_prefill_workspace(int heads, std::int64_t row_blocks, int lists, std::int64_t kv_length);
 
 // D = 64, 128 or 256. ResourceError where the device is not of compute capability 9.0; InternalError where
 // the shapes are none that the kernel takes.

@@ -2,8 +2,8 @@
 
 namespace tessera::cuda {
 
-template void sparse_prefill_by_head_dim<__half>(const ListArguments& a, const PrefillMaps& maps,
-                                                 int head_dim, int rows_per_block, int multiprocessors,
-                                                 StreamView stream);
+template void sparse_prefill_by_head_dim<__half, false>(const ListArguments& a, const PrefillMaps& maps,
+                                                        int head_dim, int rows_per_block, int multiprocessors,
+                                                        StreamView stream);
 
 }  // namespace tessera::cuda

@@ -20,11 +20,25 @@ struct alignas(16) ListItem {
   std::int32_t row;  // head · row_blocks + index into rows
 };
 
+// What a query block has to do with its list's columns.
+struct RowColumns {
+  std::int32_t reachable;  // so many of the list are no later than its last row and than the last key
+  std::int32_t cost;       // pages of its list, and the columns beside them by 16
+};
+
 struct ListArguments : PrefillArguments {
   const ListItem* order;  // (items)
   const QueryRows* rows;  // (row_blocks)
   const BlockEntry* entries;
   int row_blocks;
+  // With columns, which sparse_prefill_columns.cuh reads:
+  const void* pool;
+  const std::int32_t* columns;      // (lists, column_stride)
+  const RowColumns* row_columns;    // (lists, row_blocks)
+  const std::uint32_t* seen_pages;  // (lists, row_blocks, page_words) a bit for each page that a list names
+  std::int64_t column_stride;
+  int page_words;
+  int heads_a_list;
 };
 
 // The pages of a list that the table holds and that a row can see, from the last block to the first. A whole
@@ -182,9 +196,12 @@ class ListedKeys {
   }
 
   // half: 0 keys, 1 values.
-  static __device__ __forceinline__ void load(const PrefillMaps& maps, typename C::T* target,
-                                              std::uint64_t* full, const Tile& source, int half) {
+  static __device__ __forceinline__ void load(const PrefillArguments&, const PrefillMaps& maps,
+                                              typename C::T* target, std::uint64_t* full, const Tile& source,
+                                              int half) {
     const int lane = static_cast<int>(threadIdx.x % 32);
+    if (lane == 0) announce<C>(full);
+    __syncwarp();
     if (lane >= C::kParts || source.boxes == 0) return;
     typename C::T* const rows = target + lane * kPageTokens * kBoxChannels;
     if (source.boxes == kBlockTokens) {
@@ -204,13 +221,15 @@ class ListedKeys {
     }
   }
 
- private:
+ protected:
   struct Bounds {
     ItemRows<C> rows;
     int high;
+    int row_block;
     __device__ __forceinline__ Bounds(const ListArguments& p, const ListItem& item) {
       rows.head = item.row / p.row_blocks;
-      const QueryRows& at = p.rows[item.row - rows.head * p.row_blocks];
+      row_block = item.row - rows.head * p.row_blocks;
+      const QueryRows& at = p.rows[row_block];
       const int position = __ldg(&at.position);
       const int count = __ldg(&at.rows);
       rows.token = __ldg(&at.token);

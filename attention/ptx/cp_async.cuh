@@ -21,6 +21,13 @@ __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;\n" ::: "memory");
 }
 
+// An arrival at the barrier once all copies of this thread so far have landed, one of those that the barrier
+// expects. It orders no other stores of the thread.
+__device__ __forceinline__ void arrive_after_copies(std::uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(shared_address(barrier))
+               : "memory");
+}
+
 // Returns when at most `kGroups` of the newest groups of this thread are under way. What other threads copied
 // needs a barrier on top.
 template <int kGroups>

@@ -24,6 +24,12 @@ __device__ __forceinline__ void barrier_arrive(std::uint64_t* barrier) {
                : "memory");
 }
 
+__device__ __forceinline__ void barrier_arrive(std::uint64_t* barrier, std::uint32_t arrivals) {
+  asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(arrivals)
+               : "memory");
+}
+
 // One arrival that also announces `bytes` of bulk copies for this phase.
 __device__ __forceinline__ void barrier_arrive_expect(std::uint64_t* barrier, std::uint32_t bytes) {
   asm volatile(

@@ -37,6 +37,8 @@ struct PrefillCase {
   std::function<bool(int head, std::int64_t position, std::int64_t key)> sees =
       [](int, std::int64_t, std::int64_t) { return true; };
   std::function<bool(int kv_head, std::int64_t page)> filled = [](int, std::int64_t) { return true; };
+  // Of pages that are not filled: which keys are there all the same.
+  std::function<bool(int kv_head, std::int64_t key)> gathered = [](int, std::int64_t) { return false; };
   double score_spread = 1;  // standard deviation of scores, about
   bool growing = false;     // keys grow with position from the end, so that the running maximum moves
   bool with_lse = true;
@@ -174,7 +176,10 @@ class PrefillProblem {
         const std::int64_t rows = std::min<std::int64_t>(64, case_.length - block * 64);
         const std::int64_t from = (head * case_.length + block * 64) * d;
         for (std::int64_t i = 0; i < rows * d; ++i) {
-          if (!case_.filled(head, block * 4 + i / d / tessera::kPageTokens)) continue;
+          if (!case_.filled(head, block * 4 + i / d / tessera::kPageTokens) &&
+              !case_.gathered(head, block * 64 + i / d)) {
+            continue;
+          }
           pool[static_cast<std::size_t>(slot * 2 * half + i)] =
               bits_of(k_[static_cast<std::size_t>(from + i)], case_.dtype);
           pool[static_cast<std::size_t>((slot * 2 + 1) * half + i)] =

@@ -43,7 +43,7 @@ struct PrefillConfig {
   // Walking lists takes more.
   static constexpr int kProducerRegisters = kConsumers == 3           ? 32
                                             : kPartRows == kBlockRows ? 24
-                                            : kGathers                ? 72
+                                            : kGathers                ? (kHeadDim == 256 ? 72 : 88)
                                             : kRings == 1             ? 40
                                                                       : 56;
   static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 252 - kProducerRegisters / 2;

@@ -182,7 +182,7 @@ class ListedColumnKeys : ListedKeys<C> {
         ptx::shared_address(target) + static_cast<std::uint32_t>(piece / kGroupPieces) * C::kKeys * 128;
 #pragma unroll
     for (int part = 0; part < kLaneKeys; ++part) {
-#pragma unroll 8
+#pragma unroll 4
       for (int i = 0; i < 32 / kRows; ++i) {
         const int row = i * kRows + row_of_few;
         const unsigned key = __shfl_sync(0xFFFFFFFF, source.source[part], row);

@@ -2,7 +2,8 @@
 // …], H=8 K=1 D=128 bf16, budgets of n columns and n diagonals at random places of each head, the forced ones
 // among them. Lists are given; planning is part of the time. Prints medians of interleaved rounds, the ratio
 // to dense, and that ratio for each pair kept, which is 1 where time follows what is kept; executed: pairs of
-// whole tiles of 64 keys, by pair kept.
+// whole tiles of 64 keys, by pair kept. Then vertical_slash as a whole: estimation by the last 256 queries,
+// selection and attention, beside estimation and selection alone.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -13,10 +14,11 @@
 
 #include "attention/selection_builder.hpp"
 #include "attention/sparse_prefill_cuda.hpp"
-#include "tests/attention/bench_prefill_problem.cuh"
+#include "tests/attention/bench_slash_estimate.cuh"
 
 using namespace tessera;
 using namespace tessera::cuda;
+using cuda_bench::Estimate;
 using cuda_bench::median;
 using cuda_bench::Problem;
 using cuda_bench::Shape;
@@ -130,6 +132,26 @@ struct Lists {
   std::vector<double> times;
 };
 
+// Estimation, selection and attention.
+struct Whole {
+  Whole(const Problem& problem, const Lists& lists, std::int64_t budget, MemoryMeter& meter)
+      : estimate(problem, 256, budget, 0, meter), attend(lists.p) {
+    const SlashSelectParams& choice = estimate.choice;
+    attend.lists.row_begin = choice.row_begin;
+    attend.lists.entries = choice.entries;
+    attend.lists.columns = choice.columns;
+    attend.lists.column_stride = choice.problem.kept_columns();
+    attend.lists.column_counts = choice.counts;
+  }
+  void choose() const {
+    window_sums_on_device(estimate.sums);
+    select_slashes_on_device(estimate.choice);
+  }
+  Estimate estimate;
+  SparsePrefillParams attend;
+  std::vector<double> choose_times, times;
+};
+
 template <typename Call>
 double time(StreamView stream, CudaEvent& begin, CudaEvent& end, const Call& call) {
   begin.record(stream);
@@ -147,6 +169,10 @@ void bench(std::int64_t length, StreamView stream, MemoryMeter& meter) {
   lists.push_back(std::make_unique<Lists>(problem, 0, 256, meter));
   lists.push_back(std::make_unique<Lists>(problem, 4, 256, meter));
   lists.push_back(std::make_unique<Lists>(problem, std::min<std::int64_t>(length / 8, 16384), 64, meter));
+  std::vector<std::unique_ptr<Whole>> wholes;
+  for (std::size_t i = 0; i < 3; ++i) {
+    wholes.push_back(std::make_unique<Whole>(problem, *lists[i], lists[i]->n_columns, meter));
+  }
   CudaEvent begin(stream.device, EventUse::kTiming);
   CudaEvent end(stream.device, EventUse::kTiming);
   std::vector<double> dense;
@@ -157,6 +183,16 @@ void bench(std::int64_t length, StreamView stream, MemoryMeter& meter) {
     for (const auto& l : lists) {
       const double ms = time(stream, begin, end, [&] { sparse_prefill_attention(l->p); });
       if (round >= 0) l->times.push_back(ms);
+    }
+    for (const auto& w : wholes) {
+      const double choose_ms = time(stream, begin, end, [&] { w->choose(); });
+      const double ms = time(stream, begin, end, [&] {
+        w->choose();
+        sparse_prefill_attention(w->attend);
+      });
+      if (round < 0) continue;
+      w->choose_times.push_back(choose_ms);
+      w->times.push_back(ms);
     }
   }
   const double s = static_cast<double>(length);
@@ -172,6 +208,14 @@ void bench(std::int64_t length, StreamView stream, MemoryMeter& meter) {
         static_cast<long long>(length), static_cast<long long>(l->n_columns),
         static_cast<long long>(l->n_diagonals), l->kept, ms, ms / dense_ms, ms / dense_ms / l->kept,
         l->executed, flop * l->kept / ms * 1e-9);
+  }
+  for (const auto& w : wholes) {
+    const double ms = median(w->times);
+    const double choose_ms = median(w->choose_times);
+    std::printf(
+        "S=%-6lld vertical_slash %-4lld whole %8.3f ms  of dense %.4f  selection %.3f ms  of dense %.4f\n",
+        static_cast<long long>(length), static_cast<long long>(w->estimate.choice.problem.columns), ms,
+        ms / dense_ms, choose_ms, choose_ms / dense_ms);
   }
   std::fflush(stdout);
 }

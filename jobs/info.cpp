@@ -13,6 +13,7 @@
 #include <ostream>
 
 #include "jobs/host_memory.hpp"
+#include "parallel/nccl_communicator.hpp"
 #include "runtime/core/blas.hpp"
 #include "runtime/core/host.hpp"
 #include "tessera_build_info.hpp"
@@ -98,7 +99,8 @@ Json build_json(const BuildInfo& b) {
           {"mpi", b.mpi},
           {"hdf5", b.hdf5},
           {"blas", b.blas},
-          {"cuda_compiler", b.cuda_compiler}};
+          {"cuda_compiler", b.cuda_compiler},
+          {"nccl", b.nccl}};
 }
 
 Json cuda_json(const CudaInfo& cuda) {
@@ -126,7 +128,8 @@ void write_build(const BuildInfo& b, std::ostream& out) {
   out << fmt::format("tessera   {}, git {}{}\n", b.version, b.git_revision, b.git_dirty ? " (changed)" : "");
   out << fmt::format("build     {}, {}{}\n", b.build_type, b.compiler,
                      b.cuda_compiler.empty() ? ", without CUDA" : ", nvcc " + b.cuda_compiler);
-  out << fmt::format("libraries {}; HDF5 {}; {}\n", b.mpi, b.hdf5, b.blas);
+  out << fmt::format("libraries {}; HDF5 {}; {}; {}\n", b.mpi, b.hdf5, b.blas,
+                     b.nccl.empty() ? "without NCCL" : "NCCL " + b.nccl);
 }
 
 void write_host(const Json& r, std::ostream& out) {
@@ -204,6 +207,7 @@ BuildInfo collect_build_info() {
   unsigned major = 0, minor = 0, release = 0;
   if (H5get_libversion(&major, &minor, &release) >= 0)
     info.hdf5 = fmt::format("{}.{}.{}", major, minor, release);
+  info.nccl = cuda::nccl_version();
   info.blas = blas_description();
   info.blas.resize(info.blas.find_last_not_of(' ') + 1);
   return info;

@@ -42,6 +42,7 @@ struct BuildInfo {
   std::string hdf5;  // "1.10.8"
   std::string blas;
   std::string cuda_compiler;  // empty: built without CUDA
+  std::string nccl;           // "2.28.9", as loaded; empty without NCCL
 };
 BuildInfo collect_build_info();
 

@@ -8,6 +8,7 @@
 
 #include "io/mapped_file.hpp"
 #include "jobs/info.hpp"
+#include "parallel/nccl_communicator.hpp"
 #include "runtime/core/device.hpp"
 
 namespace tessera {
@@ -48,6 +49,7 @@ std::vector<Fact> launch_facts(const ParsedCommand& command, const std::string& 
     const CudaInfo cuda = query_cuda();
     facts.push_back({"CUDA runtime", cuda.runtime});
     facts.push_back({"CUDA driver", cuda.driver});
+    facts.push_back({"NCCL", cuda::nccl_version()});
   }
   return facts;
 }

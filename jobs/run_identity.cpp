@@ -192,6 +192,7 @@ std::vector<AttemptRank> gather_attempt(const EvalOptions& options, MpiSession& 
   rank.version = build.version;
   rank.compiler = build.compiler;
   rank.cuda = build.cuda_compiler;
+  rank.nccl = build.nccl;
   rank.mpi = session.library_version();
   rank.hdf5 = build.hdf5;
   rank.slurm_job_id = environment("SLURM_JOB_ID");

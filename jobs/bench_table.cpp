@@ -23,6 +23,8 @@ const char* name_of(BenchLimit limit) {
       return "read";
     case BenchLimit::kGemm:
       return "gemm";
+    case BenchLimit::kHostCopy:
+      return "host_copy";
     case BenchLimit::kNone:
       break;
   }
@@ -40,6 +42,8 @@ double share_of_limit(const BenchReport& report, const BenchRow& row) {
     return row.bytes / seconds / report.limits.read_bytes_per_s;
   if (row.limit == BenchLimit::kGemm && report.limits.gemm_flop_per_s > 0)
     return row.flops / seconds / report.limits.gemm_flop_per_s;
+  if (row.limit == BenchLimit::kHostCopy && report.limits.host_copy_bytes_per_s > 0)
+    return row.bytes / seconds / report.limits.host_copy_bytes_per_s;
   return kMissing;
 }
 
@@ -73,6 +77,9 @@ void print_bench_head(const BenchReport& report) {
   if (report.limits.gemm_flop_per_s > 0)
     fmt::print("limits: GEMM 8192x8192x8192 {:.0f} TFLOP/s at {:.0f} MHz\n",
                report.limits.gemm_flop_per_s * 1e-12, report.limits.gemm_sm_clock_mhz);
+  if (report.limits.host_copy_bytes_per_s > 0)
+    fmt::print("limits: pinned host memory to device {:.1f} GB/s\n",
+               report.limits.host_copy_bytes_per_s * 1e-9);
   fmt::print("{:<22} {:<26} {:>11} {:>11} {:>8} {:>6} {:>9} {:>9} {:>7}\n", "shape", "work", "median us",
              "best us", "TFLOP/s", "TB/s", "of limit", "of dense", "SM MHz");
 }
@@ -82,7 +89,7 @@ void print_bench_row(const BenchReport& report, const BenchRow& row) {
   const double best = *std::min_element(row.seconds.begin(), row.seconds.end());
   fmt::print("{:<22} {:<26} {:>11.1f} {:>11.1f} {:>8} {:>6} {:>9} {:>9} {:>7.0f}\n", row.shape, row.work,
              seconds * 1e6, best * 1e6, cell(rate(row.flops, seconds) * 1e-12, "{:.1f}"),
-             cell(rate(row.bytes, seconds) * 1e-12, "{:.2f}"), cell(share_of_limit(report, row), "{:.3f}"),
+             cell(rate(row.bytes, seconds) * 1e-12, "{:.3g}"), cell(share_of_limit(report, row), "{:.3f}"),
              cell(share_of_dense(row), "{:.4f}"), row.sm_clock_mhz);
   std::fflush(stdout);
 }
@@ -111,6 +118,7 @@ json bench_json(const BenchReport& report) {
                  {"read_bytes_per_s", report.limits.read_bytes_per_s},
                  {"copy_bytes_per_s", report.limits.copy_bytes_per_s},
                  {"gemm_flop_per_s", report.limits.gemm_flop_per_s},
+                 {"host_copy_bytes_per_s", report.limits.host_copy_bytes_per_s},
                  {"rows", std::move(rows)}};
   if (!report.details.is_null()) result["details"] = report.details;
   return result;
@@ -144,7 +152,7 @@ void write_bench_trace(const BenchReport& report, const std::string& path) {
           [](const BenchRow& row) { return row.flops > 0 ? row.flops : kMissing; });
   numbers("bench/bytes", "bytes that must be read; NaN: not counted",
           [](const BenchRow& row) { return row.bytes > 0 ? row.bytes : kMissing; });
-  texts("bench/limit", "the limit that counts: gemm, read or none",
+  texts("bench/limit", "the limit that counts: gemm, read, host_copy or none",
         [](const BenchRow& row) { return std::string(name_of(row.limit)); });
   numbers("bench/share_of_limit", "rate over the limit's rate in this run",
           [&](const BenchRow& row) { return share_of_limit(report, row); });
@@ -158,6 +166,8 @@ void write_bench_trace(const BenchReport& report, const std::string& path) {
           [&](const BenchRow&) { return rate(report.limits.copy_bytes_per_s, 1); });
   numbers("bench/limit_gemm", "bf16 GEMM 8192x8192x8192, FLOP/s; NaN: not measured",
           [&](const BenchRow&) { return rate(report.limits.gemm_flop_per_s, 1); });
+  numbers("bench/limit_host_copy", "pinned host memory to the device, bytes/s; NaN: not measured",
+          [&](const BenchRow&) { return rate(report.limits.host_copy_bytes_per_s, 1); });
   const BuildInfo build = collect_build_info();
   file.attribute("schema_name", "tessera_bench");
   file.attribute("schema_version", "1");

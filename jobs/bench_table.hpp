@@ -10,13 +10,14 @@ namespace tessera {
 
 // Rates that this GPU reached in this run; 0: not measured.
 struct BenchLimits {
-  double read_bytes_per_s = 0;   // a plain read of device memory
-  double copy_bytes_per_s = 0;   // a device copy, read and written bytes together
-  double gemm_flop_per_s = 0;    // cuBLASLt, bf16, 8192³
-  double gemm_sm_clock_mhz = 0;  // during that
+  double read_bytes_per_s = 0;       // a plain read of device memory
+  double copy_bytes_per_s = 0;       // a device copy, read and written bytes together
+  double gemm_flop_per_s = 0;        // cuBLASLt, bf16, 8192³
+  double gemm_sm_clock_mhz = 0;      // during that
+  double host_copy_bytes_per_s = 0;  // from pinned host memory to the device
 };
 
-enum class BenchLimit { kNone, kRead, kGemm };
+enum class BenchLimit { kNone, kRead, kGemm, kHostCopy };
 
 struct BenchRow {
   std::string work;             // "dense", "quest .95: score"

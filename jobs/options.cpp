@@ -336,7 +336,8 @@ OptionSet bench_options(BenchOptions& o) {
   constexpr Text kTexts[] = {
       {"e2e", "Times prefill and decode of a whole model, in tokens a second."},
       {"load",
-       "Times loading a checkpoint with first touch of every byte, beside a plain copy of the same files."},
+       "Times loading a checkpoint with first touch of every byte; on a GPU beside a copy from pinned "
+       "memory."},
       {"gemm", "Times the matrix products of a model's shapes."},
       {"attention",
        "Times dense attention at a model's heads, in prefill and decode; on a GPU prefill at given shapes."},
@@ -351,7 +352,8 @@ OptionSet bench_options(BenchOptions& o) {
   const Text& text = kTexts[static_cast<int>(o.kind)];
   const bool one_layer = o.kind == Kind::kSparse || o.kind == Kind::kExchange;
   const bool gpu_alone = o.kind == Kind::kDecode || o.kind == Kind::kSelect;
-  const bool on_cpu_too = o.kind == Kind::kEndToEnd || o.kind == Kind::kGemm || o.kind == Kind::kAttention;
+  const bool on_cpu_too = o.kind == Kind::kEndToEnd || o.kind == Kind::kLoad || o.kind == Kind::kGemm ||
+                          o.kind == Kind::kAttention;
   if (one_layer) o.length = 32768;
   if (gpu_alone) o.device = DeviceKind::kCuda;
   OptionSet set(fmt::format("bench {}", text.name), text.summary,
@@ -378,7 +380,7 @@ OptionSet bench_options(BenchOptions& o) {
   }
   if (!gpu_alone) add_threads(set, &o.threads);
   set.integer("repeats", &o.repeats, 1, 10000, "timed repetitions; the median is shown", "N",
-              gpu_alone || on_cpu_too ? "3; 15 on a GPU, 3 for e2e" : "");
+              gpu_alone || on_cpu_too ? "3; 15 on a GPU, 3 for e2e and load" : "");
   set.flag("json", &o.json, "one JSON object instead of text");
   if (gpu_alone || on_cpu_too) add_gpu_bench_options(set, o);
   return set;
@@ -391,7 +393,8 @@ ParsedCommand parse_bench(const std::vector<std::string>& words, BenchOptions::K
   OptionSet set = bench_options(o);
   if (set.parse(words)) return PrintText{set.help_text()};
   const bool on_gpu = o.device == DeviceKind::kCuda;
-  if (on_gpu && kind != BenchOptions::Kind::kEndToEnd && !set.was_given("repeats")) o.repeats = kGpuRepeats;
+  const bool whole_model = kind == BenchOptions::Kind::kEndToEnd || kind == BenchOptions::Kind::kLoad;
+  if (on_gpu && !whole_model && !set.was_given("repeats")) o.repeats = kGpuRepeats;
   if (!on_gpu) {
     for (const char* name : {"shapes", "path", "batch", "decode", "set", "trace"}) {
       if (set.was_given(name)) throw UsageError("--{}: this bench takes it with --device cuda alone", name);

@@ -17,7 +17,11 @@ BenchReport run_gpu_bench(const BenchOptions& options) {
   cuda::GpuTimer gpu(report.multiprocessors);
   const bool counts_flops = options.kind == Kind::kAttention || options.kind == Kind::kGemm;
   if (counts_flops) gpu.measure_gemm(report.limits);
-  if (options.kind != Kind::kAttention) gpu.measure_memory(report.limits);
+  if (options.kind == Kind::kLoad) {
+    gpu.measure_host_copy(report.limits);
+  } else if (options.kind != Kind::kAttention) {
+    gpu.measure_memory(report.limits);
+  }
   if (!options.json) print_bench_head(report);
   const auto show = [&](BenchRow row) {
     if (!options.json) print_bench_row(report, row);
@@ -39,6 +43,10 @@ BenchReport run_gpu_bench(const BenchOptions& options) {
     case Kind::kGemm:
       report.bench = "gemm";
       cuda::bench_linear(options, gpu, show);
+      break;
+    case Kind::kLoad:
+      report.bench = "load";
+      cuda::bench_load_weights(options, gpu, show);
       break;
     case Kind::kEndToEnd:
       report.bench = "e2e";

@@ -19,6 +19,8 @@ void bench_decode(const BenchOptions& options, GpuTimer& gpu, const ShowRow& sho
 void bench_page_select(const BenchOptions& options, GpuTimer& gpu, const ShowRow& show);
 // Linear layers of a model's shapes, or of Qwen2.5's 7B and 72B.
 void bench_linear(const BenchOptions& options, GpuTimer& gpu, const ShowRow& show);
+// Weights from a checkpoint to the device: the whole of it, and the part that streams.
+void bench_load_weights(const BenchOptions& options, GpuTimer& gpu, const ShowRow& show);
 // Prefill and decode steps of a whole model; returns seconds by operation and the memory in use.
 nlohmann::json bench_model(const BenchOptions& options, const BenchLimits& limits, GpuTimer& gpu,
                            const ShowRow& show);

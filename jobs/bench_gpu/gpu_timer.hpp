@@ -50,6 +50,7 @@ class GpuTimer {
 
   void measure_memory(BenchLimits& limits);
   void measure_gemm(BenchLimits& limits);
+  void measure_host_copy(BenchLimits& limits);
 
  private:
   int multiprocessors_;

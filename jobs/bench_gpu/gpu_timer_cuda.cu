@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kWarmRounds = 2;
 constexpr std::size_t kMemoryBytes = std::size_t{2} << 30;
+constexpr std::size_t kHostBytes = std::size_t{256} << 20;
 constexpr std::int64_t kGemmEdge = 8192;
 constexpr int kLimitRepeats = 11;
 
@@ -180,6 +181,15 @@ void GpuTimer::measure_memory(BenchLimits& limits) {
   const GpuTimes copy =
       time([&] { copy_on_device(target.data(), data.data(), target.bytes(), stream()); }, kLimitRepeats);
   limits.copy_bytes_per_s = 2.0 * static_cast<double>(target.bytes()) / median_of(copy.seconds);
+}
+
+void GpuTimer::measure_host_copy(BenchLimits& limits) {
+  PinnedBuffer source(kHostBytes);
+  std::fill_n(source.data(), source.bytes(), std::byte{7});
+  DeviceBuffer target = empty(kHostBytes);
+  const GpuTimes times =
+      time([&] { copy_to_device(target.data(), source.data(), source.bytes(), stream()); }, kLimitRepeats);
+  limits.host_copy_bytes_per_s = static_cast<double>(kHostBytes) / median_of(times.seconds);
 }
 
 void GpuTimer::measure_gemm(BenchLimits& limits) {

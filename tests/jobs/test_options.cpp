@@ -228,6 +228,9 @@ TEST_CASE("other commands") {
   CHECK(bench.json);
   CHECK(std::get<BenchOptions>(parse("bench e2e --model m")).kind == BenchOptions::Kind::kEndToEnd);
   CHECK(std::get<BenchOptions>(parse("bench load --model m")).kind == BenchOptions::Kind::kLoad);
+  const auto load = std::get<BenchOptions>(parse("bench load --model m --device cuda --trace b.h5"));
+  CHECK(load.device == DeviceKind::kCuda);
+  CHECK(load.repeats == 3);
   CHECK(std::get<BenchOptions>(parse("bench gemm --model m")).kind == BenchOptions::Kind::kGemm);
   const auto sparse = std::get<BenchOptions>(parse("bench sparse --threads 2"));
   CHECK(sparse.kind == BenchOptions::Kind::kSparse);
@@ -433,6 +436,7 @@ TEST_CASE("bad command lines are refused in one line that names the option and t
       {"bench e2e --model m --repeats 0", {"--repeats", "0 is below 1"}},
       {"bench attention --model m --weights random:1", {"--weights"}},  // it would change nothing
       {"bench load --model m --length 64", {"--length"}},
+      {"bench load --model m --trace b.h5", {"--trace", "--device cuda"}},
       {"bench attention", {"--model DIR", "missing"}},
       {"bench sparse --weights-dtype file", {"--weights-dtype"}},
   };

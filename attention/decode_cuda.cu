@@ -223,7 +223,9 @@ DecodeConfig choose_decode_config(const DecodeProblem& problem, int multiprocess
   DecodeConfig config;
   config.ctas = multiprocessors;
   config.warps = 4;
-  config.stages = problem.head_dim == 256 ? 3 : 6;  // up to 192 KiB a multiprocessor
+  // 96 KiB of pages a multiprocessor, 192 KiB at D = 256: what is under way covers the latency of memory, and
+  // the next kernel of this sort finds room beside.
+  config.stages = problem.head_dim == 64 ? 6 : 3;
   // Few lists have many partial results each: those are spread over slices of 32 channels and many threads.
   const bool few = problem.all_lists() <= 32;
   const unsigned parts = std::bit_ceil(static_cast<unsigned>(config.ctas / std::max(problem.all_lists(), 1)));

@@ -309,7 +309,8 @@ TEST_CASE("prompts under block_sparse see what they see on the CPU, and say near
       CAPTURE(blocks);
       const AttentionPlan plan(
           MethodSettings(find_method(Phase::kPrefill, "block_sparse"),
-                         std::map<std::string, std::string>{{"edge", edge}, {"blocks", blocks}}),
+                         std::map<std::string, std::string>{{"block_sparse.edge", edge},
+                                                            {"block_sparse.blocks", blocks}}),
           MethodSettings(find_method(Phase::kDecode, "dense"), {}));
       CpuModel cpu(config, kLong, kEnd, 1, plan);
       GpuModel gpu(config, kLong, kEnd, 1, plan);
@@ -473,7 +474,8 @@ TEST_CASE("NaN is a numerical error, and what the device cannot run is refused")
   CHECK_THROWS_AS(cuda::check_device_model(config, dense, shape), UsageError);
   shape.batch = 1;
   CHECK_THROWS_AS(cuda::check_device_model(config, plan_of({"topp_pages"}), shape), UsageError);
-  for (const Settings& prefill : {Settings{"vertical_slash"}, Settings{"block_sparse", {{"edge", "32"}}}}) {
+  for (const Settings& prefill :
+       {Settings{"vertical_slash"}, Settings{"block_sparse", {{"block_sparse.edge", "32"}}}}) {
     const AttentionPlan sparse(MethodSettings(find_method(Phase::kPrefill, prefill.decode), prefill.values),
                                MethodSettings(find_method(Phase::kDecode, "dense"), {}));
     CHECK_THROWS_AS(cuda::check_device_model(config, sparse, shape), UsageError);

@@ -92,7 +92,7 @@ struct EvalOptions : TaskOptions {
 // What `eval` would be asked (tp, sp, dp: 0 where not given; tasks and trace may be left out), and where.
 struct PlanOptions {
   EvalOptions eval;
-  int ranks = 0;  // settled by settle_plan_options
+  int ranks = 0;                // settled by settle_plan_options
   std::string format = "text";  // text, markdown, csv or json
 };
 

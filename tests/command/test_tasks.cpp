@@ -77,15 +77,16 @@ TEST_CASE("several tasks in one run; generated samples give the same prompts, an
   const std::string direct = folder / "direct.h5";
   const Words eval_words = Words{"eval", "--model", kTasksModel, "--trace", direct} + which + kQuick;
   const CommandResult first = done(run_command(tessera(eval_words)));
-  // A line a task, the whole run, the trace.
+  // A line a task, the whole run, what was planned, the trace.
   const std::vector<std::string> lines = lines_of(first.out);
-  REQUIRE(lines.size() == 6);
+  REQUIRE(lines.size() == 7);
   CHECK(lines[0].rfind("ruler_niah 1800: recall 0.000 [0.000, 0.561] (95 %, Wilson), 3 samples", 0) == 0);
   CHECK(lines[1].rfind("qa_squad 1800: f1 ", 0) == 0);
   CHECK(lines[2].rfind("qa_toefl 1800: exact ", 0) == 0);
   CHECK(lines[3].rfind("jsonl:mine.jsonl 1800: f1 ", 0) == 0);
   CHECK(lines[3].find("2 samples") != std::string::npos);  // the file has no more
   CHECK(lines[4].rfind("4 tasks, 11 samples, ", 0) == 0);
+  CHECK(lines[5].rfind("plan: memory of a rank: weights ", 0) == 0);
   const Rows rows = rows_of(direct);
   CHECK(rows.size() == 11);
   CHECK(done(run_command(tessera({"trace", "check", direct}))).code == 0);

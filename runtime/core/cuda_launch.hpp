@@ -19,10 +19,7 @@ struct LaunchShape {
   std::size_t shared_bytes = 0;    // dynamic
   unsigned cluster = 1;            // CTAs of a cluster, along x
   bool overlaps_previous = false;  // may start before the kernel before it has ended: it then must wait with
-                                   // griddepcontrol.wait before it touches what that one wrote. All such
-                                   // kernels ask for the same split of shared memory and L1, the most shared
-                                   // memory: a multiprocessor changes it only when it is empty, and they
-                                   // would not overlap
+                                   // griddepcontrol.wait before it touches what that one wrote
 };
 
 // An empty grid is no work: nothing is launched. Arguments are converted to the kernel's parameter types.
@@ -39,7 +36,7 @@ void launch(void (*kernel)(Parameters...), const LaunchShape& shape, StreamView 
                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shape.shared_bytes)));
   }
-  cudaLaunchAttribute attributes[3] = {};
+  cudaLaunchAttribute attributes[2] = {};
   unsigned count = 0;
   if (shape.cluster > 1) {
     attributes[count].id = cudaLaunchAttributeClusterDimension;
@@ -51,9 +48,6 @@ void launch(void (*kernel)(Parameters...), const LaunchShape& shape, StreamView 
   if (shape.overlaps_previous) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count].val.programmaticStreamSerializationAllowed = 1;
-    ++count;
-    attributes[count].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
-    attributes[count].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
     ++count;
   }
   cudaLaunchConfig_t config = {};

@@ -326,14 +326,15 @@ void EvalRun::predict(const std::string& device_name) {
   problem.sp = shape_.sp;
   problem.dp = shape_.dp;
   if (on_gpu()) problem.dtype = model_->config.dtype;
-  const Plan whole = make_plan(problem, machine);
+  PlanProblem filled = problem;
   const std::int64_t a_replica = (left_ + shape_.dp - 1) / shape_.dp;
-  problem.batch = static_cast<int>(std::min<std::int64_t>(problem.batch, a_replica));
-  const Plan filled = make_plan(problem, machine);
-  if (filled.grids.empty()) return;
-  GridPlan plan = filled.grids.front();
-  if (on_gpu()) plan.kv_used = whole.grids.front().kv_used;  // set aside for every sequence of the batch
-  recorder_->expect(plan, machine);
+  filled.batch = static_cast<int>(std::min<std::int64_t>(problem.batch, a_replica));
+  const Plan plan = make_plan(filled, machine);
+  if (plan.grids.empty()) return;
+  GridPlan grid = plan.grids.front();
+  // On a GPU it is set aside for every sequence of the batch.
+  if (on_gpu()) grid.kv_used = make_plan(problem, machine).grids.front().kv_used;
+  recorder_->expect(grid, machine);
 }
 
 void EvalRun::answer() {

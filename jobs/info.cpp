@@ -169,11 +169,15 @@ std::string rank_line(int rank, const Json& r) {
 
 }  // namespace
 
+std::string processor_name() {
+  const std::string name = proc_value("/proc/cpuinfo", "model name");
+  return name.empty() ? "unknown CPU" : name;  // Arm kernels do not name it
+}
+
 HostInfo collect_host_info(const Device& device) {
   HostInfo info;
   info.host = host_name();
-  info.cpu = proc_value("/proc/cpuinfo", "model name");
-  if (info.cpu.empty()) info.cpu = "unknown CPU";  // Arm kernels do not name it
+  info.cpu = processor_name();
   fill_topology(info);
   const HostMemory memory = read_host_memory();
   info.memory_total = memory.total;

@@ -29,6 +29,7 @@ struct HostInfo {
   std::string device_name;            // the GPU's name, or the CPU's
   std::string pci;                    // of the GPU; empty on the CPU
 };
+std::string processor_name();  // HostInfo::cpu alone, without a look at the machine
 HostInfo collect_host_info(const Device& device = {});
 
 // What this binary was built from and linked to.

@@ -15,8 +15,8 @@ namespace tessera {
 // a hash of the program itself: its revision does not say what it is.
 std::vector<Fact> launch_facts(const ParsedCommand& command, const std::string& options);
 
-// Collective. Where ranks run on unlike processors and nothing fixes OpenBLAS's kernels, one line for rank 0
-// to print; else empty.
+// Collective, after launch_facts were found equal. Where ranks run on unlike processors and nothing fixes
+// OpenBLAS's kernels, one line for rank 0 to print; else empty.
 std::string unlike_processors_warning(Communicator& world);
 
 }  // namespace tessera

@@ -5,15 +5,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "jobs/bench_table.hpp"
+
 namespace tessera {
 namespace {
-
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  if (values.size() % 2 == 1) return *middle;
-  return (*middle + *std::max_element(values.begin(), middle)) / 2;
-}
 
 std::string size_text(double bytes) {
   return bytes < 1e9 ? fmt::format("{:.1f} MB", bytes / 1e6) : fmt::format("{:.2f} GB", bytes / 1e9);
@@ -62,11 +57,11 @@ std::string beside_text(const GridPlan& plan, const Machine& machine, const RunM
   if (measured.prefill_s.empty()) return "";
   std::string text = memory_line(plan, measured);
   if (std::isnan(plan.prefill_s) || std::isnan(plan.step_s)) return text;
-  const double prefill = median(measured.prefill_s);
+  const double prefill = median_of(measured.prefill_s);
   text += fmt::format("plan ({}): prefill {}", machine.name,
                       beside(time_text(plan.prefill_s), time_text(prefill), prefill / plan.prefill_s));
   if (!measured.token_s.empty()) {
-    const double token = median(measured.token_s);
+    const double token = median_of(measured.token_s);
     text +=
         fmt::format("; a token {}", beside(time_text(plan.step_s), time_text(token), token / plan.step_s));
   }

@@ -6,6 +6,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -59,6 +62,42 @@ inline __global__ void largest_difference(const __nv_bfloat16* a, const __nv_bfl
 inline double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
+}
+
+template <typename T>
+DeviceBuffer to_device(const std::vector<T>& values, StreamView stream, MemoryMeter& meter) {
+  DeviceBuffer buffer(std::max<std::size_t>(1, values.size()) * sizeof(T), stream.device,
+                      MemoryKind::kWorkspace, meter);
+  copy_to_device(buffer.data(), values.data(), values.size() * sizeof(T), stream);
+  synchronize(stream);
+  return buffer;
+}
+
+// Milliseconds of what a call puts on the stream.
+template <typename Call>
+double time(StreamView stream, CudaEvent& begin, CudaEvent& end, const Call& call) {
+  begin.record(stream);
+  call();
+  end.record(stream);
+  return milliseconds_between(begin, end);
+}
+
+// The main program: bench(length, stream, meter) for the lengths that the command line names, in whole blocks
+// of 128 tokens and at least `least`, or for three. Returns the exit code.
+template <typename Bench>
+int run_lengths(int argc, char** argv, long long least, const Bench& bench) {
+  try {
+    MemoryMeter meter;
+    CudaStream stream({DeviceKind::kCuda, 0});
+    std::vector<std::int64_t> lengths = {16384, 65536, 131072};
+    if (argc > 1) lengths.clear();
+    for (int i = 1; i < argc; ++i) lengths.push_back(std::max(least, std::atoll(argv[i]) / 128 * 128));
+    for (const std::int64_t length : lengths) bench(length, stream.view(), meter);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s: %s\n", argv[0], error.what());
+    return 1;
+  }
+  return 0;
 }
 
 // Inputs and outputs of a shape: random values, blocks in shuffled slots.

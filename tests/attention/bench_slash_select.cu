@@ -2,7 +2,6 @@
 // kernel: bench_attention_slash_select [LENGTH …], H=8 K=1 D=128 bf16. Prints medians of interleaved rounds:
 // window sums, choice and lists, both, and the ratio of both to dense.
 #include <cstdio>
-#include <cstdlib>
 #include <memory>
 #include <vector>
 
@@ -16,16 +15,9 @@ using cuda_bench::Estimate;
 using cuda_bench::median;
 using cuda_bench::Problem;
 using cuda_bench::Shape;
+using cuda_bench::time;
 
 namespace {
-
-template <typename Call>
-double time(StreamView stream, CudaEvent& begin, CudaEvent& end, const Call& call) {
-  begin.record(stream);
-  call();
-  end.record(stream);
-  return milliseconds_between(begin, end);
-}
 
 // The passes alone, by how many waves of CTAs share the keys.
 void passes(const DeviceWindowSumsParams& p, StreamView stream) {
@@ -100,16 +92,5 @@ void bench(std::int64_t length, StreamView stream, MemoryMeter& meter) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  try {
-    MemoryMeter meter;
-    CudaStream stream({DeviceKind::kCuda, 0});
-    std::vector<std::int64_t> lengths = {16384, 65536, 131072};
-    if (argc > 1) lengths.clear();
-    for (int i = 1; i < argc; ++i) lengths.push_back(std::max(512LL, std::atoll(argv[i]) / 128 * 128));
-    for (std::int64_t length : lengths) bench(length, stream.view(), meter);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "bench_attention_slash_select: %s\n", error.what());
-    return 1;
-  }
-  return 0;
+  return cuda_bench::run_lengths(argc, argv, 512, bench);
 }

@@ -6,15 +6,14 @@
 // selection and attention, beside estimation and selection alone.
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <memory>
 #include <random>
 #include <set>
 #include <vector>
 
 #include "attention/selection_builder.hpp"
-#include "attention/sparse_prefill_cuda.hpp"
 #include "tests/attention/bench_slash_estimate.cuh"
+#include "tests/attention/bench_sparse_params.cuh"
 
 using namespace tessera;
 using namespace tessera::cuda;
@@ -22,17 +21,10 @@ using cuda_bench::Estimate;
 using cuda_bench::median;
 using cuda_bench::Problem;
 using cuda_bench::Shape;
+using cuda_bench::time;
+using cuda_bench::to_device;
 
 namespace {
-
-template <typename T>
-DeviceBuffer to_device(const std::vector<T>& values, StreamView stream, MemoryMeter& meter) {
-  DeviceBuffer buffer(std::max<std::size_t>(1, values.size()) * sizeof(T), stream.device,
-                      MemoryKind::kWorkspace, meter);
-  copy_to_device(buffer.data(), values.data(), values.size() * sizeof(T), stream);
-  synchronize(stream);
-  return buffer;
-}
 
 // 0 … forced − 1, and others up to `budget` below `length`.
 std::vector<std::int32_t> random_lines(std::int64_t length, std::int64_t budget, std::int32_t forced,
@@ -79,26 +71,14 @@ struct Lists {
     const auto rows = static_cast<std::int64_t>(query.size());
     workspace = DeviceBuffer(sparse_prefill_workspace(dense.heads, rows, dense.heads, dense.tokens),
                              dense.stream.device, MemoryKind::kWorkspace, meter);
-    p.tokens = dense.tokens;
-    p.heads = dense.heads;
-    p.q = dense.q;
-    p.q_row_stride = dense.q_row_stride;
-    p.rows = query_blocks.as<QueryRows>();
-    p.row_blocks = rows;
-    p.lists = {dense.heads, kQueryBlockRows, rows, begins.as<std::int64_t>(), entries.as<BlockEntry>()};
+    PrefillLists given = {dense.heads, kQueryBlockRows, rows, begins.as<std::int64_t>(),
+                          entries.as<BlockEntry>()};
     if (columns != 0) {
-      p.lists.columns = column_list.as<std::int32_t>();
-      p.lists.column_stride = static_cast<std::int64_t>(selection.columns_of(0).size());
-      p.lists.column_counts = column_counts.as<std::int32_t>();
+      given.columns = column_list.as<std::int32_t>();
+      given.column_stride = static_cast<std::int64_t>(selection.columns_of(0).size());
+      given.column_counts = column_counts.as<std::int32_t>();
     }
-    p.kv = dense.kv;
-    p.pool_slots = dense.pool_slots;
-    p.scale = dense.scale;
-    p.out = dense.out;
-    p.lse = dense.lse;
-    p.workspace = workspace.data();
-    p.counters = dense.counters;
-    p.stream = dense.stream;
+    p = cuda_bench::sparse_params(dense, given, query_blocks, rows, workspace);
   }
 
   // Pages and columns of a row fill tiles of 64 keys, each kind its own.
@@ -151,14 +131,6 @@ struct Whole {
   SparsePrefillParams attend;
   std::vector<double> choose_times, times;
 };
-
-template <typename Call>
-double time(StreamView stream, CudaEvent& begin, CudaEvent& end, const Call& call) {
-  begin.record(stream);
-  call();
-  end.record(stream);
-  return milliseconds_between(begin, end);
-}
 
 void bench(std::int64_t length, StreamView stream, MemoryMeter& meter) {
   const Shape shape = {"", 128, 8, 1, length, 0};
@@ -223,16 +195,5 @@ void bench(std::int64_t length, StreamView stream, MemoryMeter& meter) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  try {
-    MemoryMeter meter;
-    CudaStream stream({DeviceKind::kCuda, 0});
-    std::vector<std::int64_t> lengths = {16384, 65536, 131072};
-    if (argc > 1) lengths.clear();
-    for (int i = 1; i < argc; ++i) lengths.push_back(std::atoll(argv[i]) / 128 * 128);
-    for (std::int64_t length : lengths) bench(length, stream, meter);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "bench_attention_sparse_columns: %s\n", error.what());
-    return 1;
-  }
-  return 0;
+  return cuda_bench::run_lengths(argc, argv, 0, bench);
 }

@@ -5,30 +5,23 @@
 // is part of the time too, and timed by itself.
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <memory>
 #include <vector>
 
 #include "attention/block_select_cuda.hpp"
-#include "attention/sparse_prefill_cuda.hpp"
-#include "tests/attention/bench_prefill_problem.cuh"
+#include "tests/attention/bench_sparse_params.cuh"
 
 using namespace tessera;
 using namespace tessera::cuda;
 using cuda_bench::median;
 using cuda_bench::Problem;
 using cuda_bench::Shape;
+using cuda_bench::time;
+using cuda_bench::to_device;
 
 namespace {
 
 constexpr double kSparsities[] = {0, 0.5, 0.8, 0.9, 0.95, 0.98};
-
-DeviceBuffer to_device(const void* data, std::size_t bytes, StreamView stream, MemoryMeter& meter) {
-  DeviceBuffer buffer(bytes, stream.device, MemoryKind::kWorkspace, meter);
-  copy_to_device(buffer.data(), data, bytes, stream);
-  synchronize(stream);
-  return buffer;
-}
 
 struct Lists {
   Lists(const Problem& problem, int rows_per_block, double sparsity, MemoryMeter& meter)
@@ -63,26 +56,14 @@ struct Lists {
     kept = visible / (length * (length + 1) / 2 * dense.heads);
     const TokenRange all = {0, dense.tokens};
     const std::vector<QueryRows> query = query_rows({&all, 1}, rows_per_block);
-    begins = to_device(row_begin.data(), row_begin.size() * 8, dense.stream, meter);
-    list = to_device(entries.data(), entries.size() * sizeof(BlockEntry), dense.stream, meter);
-    query_blocks = to_device(query.data(), query.size() * sizeof(QueryRows), dense.stream, meter);
+    begins = to_device(row_begin, dense.stream, meter);
+    list = to_device(entries, dense.stream, meter);
+    query_blocks = to_device(query, dense.stream, meter);
     workspace = DeviceBuffer(sparse_prefill_workspace(dense.heads, rows), dense.stream.device,
                              MemoryKind::kWorkspace, meter);
-    p.tokens = dense.tokens;
-    p.heads = dense.heads;
-    p.q = dense.q;
-    p.q_row_stride = dense.q_row_stride;
-    p.rows = query_blocks.as<QueryRows>();
-    p.row_blocks = rows;
-    p.lists = {dense.heads, rows_per_block, rows, begins.as<std::int64_t>(), list.as<BlockEntry>()};
-    p.kv = dense.kv;
-    p.pool_slots = dense.pool_slots;
-    p.scale = dense.scale;
-    p.out = dense.out;
-    p.lse = dense.lse;
-    p.workspace = workspace.data();
-    p.counters = dense.counters;
-    p.stream = dense.stream;
+    p = cuda_bench::sparse_params(
+        dense, {dense.heads, rows_per_block, rows, begins.as<std::int64_t>(), list.as<BlockEntry>()},
+        query_blocks, rows, workspace);
   }
 
   int rows_per_block;
@@ -113,7 +94,7 @@ struct Chosen {
     };
     const TokenRange all = {0, dense.tokens};
     const std::vector<QueryRows> query = query_rows({&all, 1}, static_cast<int>(edge));
-    query_blocks = to_device(query.data(), query.size() * sizeof(QueryRows), dense.stream, meter);
+    query_blocks = to_device(query, dense.stream, meter);
     begins = buffer(static_cast<std::size_t>(q.heads * rows + 1) * sizeof(std::int64_t));
     entries = buffer(static_cast<std::size_t>(block_list_entries(q)) * sizeof(BlockEntry));
     means = buffer(block_select_workspace(q));
@@ -125,21 +106,9 @@ struct Chosen {
     select.row_begin = begins.as<std::int64_t>();
     select.entries = entries.as<BlockEntry>();
     select.stream = dense.stream;
-    attend.tokens = dense.tokens;
-    attend.heads = dense.heads;
-    attend.q = dense.q;
-    attend.q_row_stride = dense.q_row_stride;
-    attend.rows = query_blocks.as<QueryRows>();
-    attend.row_blocks = rows;
-    attend.lists = {dense.heads, static_cast<int>(edge), rows, select.row_begin, select.entries};
-    attend.kv = dense.kv;
-    attend.pool_slots = dense.pool_slots;
-    attend.scale = dense.scale;
-    attend.out = dense.out;
-    attend.lse = dense.lse;
-    attend.workspace = workspace.data();
-    attend.counters = dense.counters;
-    attend.stream = dense.stream;
+    attend = cuda_bench::sparse_params(
+        dense, {dense.heads, static_cast<int>(edge), rows, select.row_begin, select.entries}, query_blocks,
+        rows, workspace);
   }
 
   double sparsity;
@@ -149,15 +118,6 @@ struct Chosen {
   SparsePrefillParams attend;
   std::vector<double> select_times, times;
 };
-
-// Milliseconds of one call.
-template <typename Call>
-double time(StreamView stream, CudaEvent& begin, CudaEvent& end, const Call& call) {
-  begin.record(stream);
-  call();
-  end.record(stream);
-  return milliseconds_between(begin, end);
-}
 
 void bench(std::int64_t length, StreamView stream, MemoryMeter& meter) {
   const Shape shape = {"", 128, 8, 1, length, 0};
@@ -219,16 +179,5 @@ void bench(std::int64_t length, StreamView stream, MemoryMeter& meter) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  try {
-    MemoryMeter meter;
-    CudaStream stream({DeviceKind::kCuda, 0});
-    std::vector<std::int64_t> lengths = {16384, 65536, 131072};
-    if (argc > 1) lengths.clear();
-    for (int i = 1; i < argc; ++i) lengths.push_back(std::atoll(argv[i]) / 128 * 128);
-    for (std::int64_t length : lengths) bench(length, stream, meter);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "bench_attention_sparse_prefill: %s\n", error.what());
-    return 1;
-  }
-  return 0;
+  return cuda_bench::run_lengths(argc, argv, 0, bench);
 }

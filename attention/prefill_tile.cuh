@@ -50,6 +50,7 @@ struct PrefillConfig {
   static_assert(kRings == 1 || (kRings == 2 && kConsumers == 2));
   static_assert(kConsumers == 2 || kPartRows == kBlockRows);
   static_assert(kRings == 1 || !kTurns);  // who takes turns has as many tiles as the other
+  static constexpr bool kListed = kPartRows != kBlockRows;  // tiles come from lists
   // At a barrier of keys or values: of the leader, and of each lane that gathers.
   static constexpr int kFullArrivals = kGathers ? 33 : 1;
 };
@@ -92,8 +93,8 @@ struct ItemRows {
 // Positions of the keys of a gathered tile.
 template <class C, bool kGathers = C::kGathers>
 struct GatheredKeys {
-  int gathered;  // 1: first[0] is the highest position, kAbsent where rows are left over, which hold nothing
-  int position[C::kKeys];
+  int gathered;
+  int position[C::kKeys];  // kAbsent: this row holds nothing
 };
 template <class C>
 struct GatheredKeys<C, false> {};
@@ -106,6 +107,7 @@ struct KeyTile : GatheredKeys<C> {
   static constexpr int kAbsent = 1 << 30;  // as `first`: no keys in this part
   ItemRows<C> rows;
   int last;  // 1: the item's last tile
+  int top;   // of lists: the highest position; kAbsent where some row of the tile holds nothing
   int first[C::kParts];
 };
 

@@ -160,7 +160,7 @@ class ListedColumnKeys : ListedKeys<C> {
     for (int part = 0; part < kLaneKeys; ++part) tile.position[32 * part + lane] = source.position[part];
     // Positions fall from row to row, and rows that are left over are the last.
     const bool full = __shfl_sync(0xFFFFFFFF, source.position[kLaneKeys - 1], 31) != KeyTile<C>::kAbsent;
-    if (lane == 0) tile.first[0] = full ? source.position[0] : KeyTile<C>::kAbsent;
+    if (lane == 0) tile.top = full ? source.position[0] : KeyTile<C>::kAbsent;
   }
 
   // half: 0 keys, 1 values.

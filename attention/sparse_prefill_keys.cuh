@@ -193,6 +193,11 @@ class ListedKeys {
   static __device__ __forceinline__ void describe(const Tile& source, KeyTile<C>& tile) {
     const int lane = static_cast<int>(threadIdx.x % 32);
     if (lane < C::kParts) tile.first[lane] = source.first;
+    // kAbsent and what stands at the end of its rows: some row holds nothing.
+    const bool whole = source.first != KeyTile<C>::kAbsent && source.first % kPageTokens == 0;
+    const int end = whole ? source.first + kPageTokens - 1 : KeyTile<C>::kAbsent;
+    const auto top = __reduce_max_sync(0xFFFFFFFF, lane < C::kParts ? end : 0);
+    if (lane == 0) tile.top = top;
   }
 
   // half: 0 keys, 1 values.

@@ -34,7 +34,7 @@ __device__ __forceinline__ void issue_scores(float (&scores)[C::kKeys / 2],
 #pragma unroll
   for (int step = 0; step < C::kHeadDim / 16; ++step) {
     const std::uint32_t inside = step % 4 * 32;
-    const std::uint64_t k_step = k + ((step / 4 * C::kKeys * 128 + inside) >> 4);
+    const std::uint64_t k_step = k + ((step / 4 * C::kGroupBytes + inside) >> 4);
     if (step < C::kQuerySteps) {
       ptx::wgmma_rs<typename C::T, C::kKeys, false>(scores, fragments.words[step < C::kQuerySteps ? step : 0],
                                                     k_step, step != 0);
@@ -54,7 +54,7 @@ __device__ __forceinline__ void issue_output(float (&out)[C::kHeadDim / 2],
 #pragma unroll
   for (int step = 0; step < C::kKeys / 16; ++step) {
     ptx::wgmma_rs<typename C::T, C::kHeadDim, true>(out, probabilities + 4 * step,
-                                                    v + ((step * 16 * 128) >> 4), 1);
+                                                    v + ((step * 2 * C::kEightRowsBytes) >> 4), 1);
   }
   ptx::wgmma_commit();
 }
@@ -155,7 +155,12 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillRing<C
   const std::uint32_t k_address = ptx::shared_address(s.k);
   const std::uint32_t v_address = ptx::shared_address(s.v);
   constexpr std::uint32_t kStageBytes = C::kKeys * C::kHeadDim * sizeof(typename C::T);
-  constexpr std::uint32_t kGroupBytes = C::kKeys * 128;
+  const auto k_operand = [&](int stage) {
+    return ptx::swizzled_descriptor(k_address + stage * kStageBytes, 0, C::kEightRowsBytes);
+  };
+  const auto v_operand = [&](int stage) {
+    return ptx::swizzled_descriptor(v_address + stage * kStageBytes, C::kGroupBytes, C::kEightRowsBytes);
+  };
   const auto release = [&](std::uint64_t* barrier) {
     if (warp_leader) ptx::barrier_arrive(barrier);
   };
@@ -197,8 +202,7 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillRing<C
     }
     fence_gathered<C>(keys.gathered);
     ptx::wgmma_fence();
-    issue_scores<C>(scores, fragments, q_operand,
-                    ptx::swizzled_descriptor(k_address + place.stage * kStageBytes, 0));
+    issue_scores<C>(scores, fragments, q_operand, k_operand(place.stage));
     ptx::wgmma_wait<0>();
     ptx::fence_registers(scores);
     __syncwarp();
@@ -223,12 +227,10 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillRing<C
       if constexpr (C::kTurns) ptx::named_barrier_wait(kTurn + row_block, 2 * kWarpgroup);
       fence_gathered<C>(keys.gathered);
       ptx::wgmma_fence();
-      issue_scores<C>(scores, fragments, q_operand,
-                      ptx::swizzled_descriptor(k_address + place.stage * kStageBytes, 0));
+      issue_scores<C>(scores, fragments, q_operand, k_operand(place.stage));
       ptx::barrier_wait(&s.v_full[before.stage], before.parity);
       fence_gathered<C>(values_gathered);
-      issue_output<C>(out, probabilities,
-                      ptx::swizzled_descriptor(v_address + before.stage * kStageBytes, kGroupBytes));
+      issue_output<C>(out, probabilities, v_operand(before.stage));
       if constexpr (C::kTurns) {
         ptx::named_barrier_arrive(kTurn + (row_block + 1) % C::kConsumers, 2 * kWarpgroup);
       }
@@ -255,8 +257,7 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillRing<C
     ptx::barrier_wait(&s.v_full[place.stage], place.parity);
     fence_gathered<C>(keys.gathered);
     ptx::wgmma_fence();
-    issue_output<C>(out, probabilities,
-                    ptx::swizzled_descriptor(v_address + place.stage * kStageBytes, kGroupBytes));
+    issue_output<C>(out, probabilities, v_operand(place.stage));
     ptx::wgmma_wait<0>();
     ptx::fence_registers(out);
     release(&s.v_empty[place.stage]);

@@ -194,9 +194,18 @@ void EvalRun::check() {
 }
 
 void EvalRun::check_gpu_run() {
-  if (!options_.dump_selections.empty() || !options_.diagnose.empty()) {
+  const Method& decode = attention_->plan.decode.method();
+  if (!options_.dump_selections.empty() && decode.cache == CacheRule::kReadSelected) {
     throw UsageError(
-        "--dump-selections and --diagnose look into the attention of the CPU backend; use --device cpu");
+        "--dump-selections with --device cuda --decode {}: the CUDA backend writes what prefill selects and "
+        "eviction keeps, not the pages of a step; use --device cpu",
+        decode.name);
+  }
+  if (!options_.diagnose.empty() && is_sparse(decode)) {
+    throw UsageError(
+        "--diagnose with --device cuda --decode {}: the CUDA backend compares prefill with dense attention, "
+        "not decoding; use --device cpu",
+        decode.name);
   }
   const DType dtype = model_->config.dtype;
   if (!options_.weights_dtype.as_file || (options_.kv_dtype != DType::kF32 && options_.kv_dtype != dtype)) {
@@ -236,17 +245,24 @@ void EvalRun::calibrate_budgets() {
   log_->info("calibrating on {} prompts", prompts.size());
   RunShape run = run_shape(options_, shape_, max_tokens_);
   run.batch = 1;
-  Replica replica(*model_, attention_->plan, run, weights_, grid_, meter_);
+  std::optional<Replica> on_cpu;
+  std::unique_ptr<LanguageModel> on_device;
+  if (device_) {
+    on_device = device_->make_model(model_->rope.rope, attention_->plan, run);
+  } else {
+    on_cpu.emplace(*model_, attention_->plan, run, weights_, grid_, meter_);
+  }
+  LanguageModel& model = device_ ? *on_device : on_cpu->transformer;
   const auto prefill = [&](std::span<const std::int32_t> tokens, std::span<const MethodSettings> ladder,
                            std::vector<PairTotals>* totals) {
     const std::int64_t length = static_cast<std::int64_t>(tokens.size());
     const SequencePartition partition(length, shape_.sp);
-    const int sequence = replica.cache.add_sequence(max_tokens_);
+    const int sequence = model.add_sequence(max_tokens_);
     std::vector<float> logits;
-    replica.transformer.set_ladder(ladder, totals);
-    replica.transformer.prefill({sequence, &partition, tokens, {}}, logits);
-    replica.transformer.set_ladder({}, nullptr);
-    replica.cache.remove_sequence(sequence);
+    model.set_ladder(ladder, totals);
+    model.prefill({sequence, &partition, tokens, {}}, logits);
+    model.set_ladder({}, nullptr);
+    model.remove_sequence(sequence);
   };
   calibrate(*attention_, prompts.size(),
             ladder_over_prompts(*world_, grid_.place.dp, shape_.dp, prompts, prefill));
@@ -374,12 +390,12 @@ void EvalRun::work_on_requests() {
     on_device = device_->make_model(model_->rope.rope, attention_->plan, run);
   } else {
     on_cpu.emplace(*model_, attention_->plan, run, weights_, grid_, meter_);
-    if (!options_.dump_selections.empty() && grid_.place.dp == 0) {
-      dump.emplace(options_.dump_selections, model_->config, attention_->plan, grid_);
-      on_cpu->transformer.set_selection_listener(&*dump);
-    }
   }
   LanguageModel& model = device_ ? *on_device : on_cpu->transformer;
+  if (!options_.dump_selections.empty() && grid_.place.dp == 0) {
+    dump.emplace(options_.dump_selections, model_->config, attention_->plan, grid_);
+    model.set_selection_listener(&*dump);
+  }
   Engine engine(model, grid_, meter_, {options_.batch, model_->config.eos_ids});
 
   Watchdog watchdog(std::chrono::milliseconds(static_cast<std::int64_t>(options_.timeout_s * 1000)),

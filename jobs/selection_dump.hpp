@@ -12,7 +12,9 @@
 #include <string>
 
 #include "jobs/selection_file.hpp"
-#include "runtime/model/transformer.hpp"
+#include "parallel/grid.hpp"
+#include "runtime/model/attention_plan.hpp"
+#include "runtime/model/selection_listener.hpp"
 
 namespace tessera {
 

@@ -22,6 +22,8 @@ class DeviceClock {
   void reserve(std::size_t marks);  // events for so many marks: none are made while a graph is captured
   // What follows in the stream is charged to this, until the next mark. The same again is no mark.
   void mark(Phase phase, int layer, Operation operation);
+  // What follows is charged to nothing, until the next mark.
+  void pause();
   void stop();
   // Adds the time between marks to `times`. Waits for the last mark.
   void add_to(OpTimes& times) const;
@@ -31,9 +33,11 @@ class DeviceClock {
     Phase phase;
     int layer;
     Operation operation;
+    bool counts = true;
     bool operator==(const Mark&) const = default;
   };
   void record();
+  void push(const Mark& mark);
 
   StreamView stream_;
   Use use_;

@@ -19,11 +19,18 @@ void DeviceClock::record() {
 }
 
 void DeviceClock::mark(Phase phase, int layer, Operation operation) {
-  const Mark next{phase, layer, operation};
-  if (running_ && !marks_.empty() && marks_.back() == next) return;
+  push({phase, layer, operation});
+}
+
+void DeviceClock::pause() {
+  push({Phase::kPrefill, -1, Operation::kEmbed, false});
+}
+
+void DeviceClock::push(const Mark& mark) {
+  if (running_ && !marks_.empty() && marks_.back() == mark) return;
   TESSERA_CHECK(running_ || marks_.empty());
   record();
-  marks_.push_back(next);
+  marks_.push_back(mark);
   running_ = true;
 }
 
@@ -37,6 +44,7 @@ void DeviceClock::add_to(OpTimes& times) const {
   TESSERA_CHECK(!running_);
   for (std::size_t i = 0; i < marks_.size(); ++i) {
     const Mark& mark = marks_[i];
+    if (!mark.counts) continue;
     times.at(mark.phase, mark.layer, mark.operation) +=
         milliseconds_between(events_[i], events_[i + 1]) * 1e-3;
   }

@@ -18,10 +18,7 @@ void DeviceModel::decode(std::span<const DecodeRow> rows, std::vector<float>& lo
   auto* inputs = host_inputs_.as<std::int32_t>();
   for (int i = 0; i < count; ++i) {
     const DecodeRow& row = rows[static_cast<std::size_t>(i)];
-    if (row.diagnosis != nullptr) {
-      throw UsageError(
-          "--diagnose: the CUDA backend does not compare with dense attention yet; use --device cpu");
-    }
+    if (row.diagnosis != nullptr && plan_.decode.method().unit != SelectUnit::kAll) refuse_diagnosis();
     inputs[i] = row.token;
     inputs[shape_.batch + i] = row.position;
     inputs[2 * shape_.batch + i] = row.sequence;

@@ -3,9 +3,9 @@
 // prompt; of the last layer only the rows from the first one whose logits are asked for. A decode step is one
 // CUDA graph for each number of sequences. Needs no CUDA header.
 //
-// What it runs: prefill dense, with the model's own windows, and block_sparse; decode dense, streaming,
-// quest, and after eviction by snapkv, ada_snapkv or pyramidkv. Which tokens those keep is computed on the
-// host so far, from keys and last queries that are copied there.
+// What it runs: prefill dense, with the model's own windows, streaming, vertical_slash, flexprefill and
+// block_sparse; decode dense, streaming, quest, and after eviction by snapkv, ada_snapkv or pyramidkv. Which
+// tokens those keep is computed on the host so far, from keys and last queries that are copied there.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +18,8 @@
 #include "attention/decode_cuda.hpp"
 #include "attention/page_select_cuda.hpp"
 #include "attention/selection.hpp"
+#include "attention/slash_select_cuda.hpp"
+#include "attention/sparse_prefill_cuda.hpp"
 #include "io/model_config.hpp"
 #include "kvcache/device_kv_cache.hpp"
 #include "runtime/core/cuda_graph.hpp"
@@ -68,6 +70,8 @@ class DeviceModel final : public LanguageModel {
 
   void set_want_logits(bool want) override { want_logits_ = want; }
   void set_listener(StepListener listener) override { listener_ = std::move(listener); }
+  void set_selection_listener(SelectionListener* listener) override { selection_listener_ = listener; }
+  void set_ladder(std::span<const MethodSettings> steps, std::vector<PairTotals>* totals) override;
 
   // Device time by events. A decode step that is replayed is timed as a whole; every kStepsBetweenClocks-th
   // step of a batch size runs with events between its operations instead, and the steps that follow it are
@@ -160,13 +164,43 @@ class DeviceModel final : public LanguageModel {
   struct Prompt;
   void extend_prompt(const Prompt& prompt, int layer);
   void project_chunk(const Prompt& prompt, int layer, std::int64_t first, std::int64_t count);
-  void attend_prompt(const Prompt& prompt, int layer, std::int64_t first);
-  void attend_chosen_blocks(const Prompt& prompt, int layer, std::int64_t first);
-  void count_chosen_pairs(const BlockSelectProblem& problem, std::int64_t first_executed);
-  void trim_cache(const Prompt& prompt, int layer);
+  void attend_prompt(Prompt& prompt, int layer, std::int64_t first);
+  void attend_densely(const Prompt& prompt, int layer, std::int64_t first, std::byte* out, float* lse);
+  void add_pairs(std::uint64_t visible, std::uint64_t executed);
+  void trim_cache(Prompt& prompt, int layer);
   HeadLists choose_kept(const Prompt& prompt, int layer);
   void compute_prompt_logits(const Prompt& prompt, std::span<const std::int64_t> wanted,
                              std::vector<float>& logits);
+
+  // device_select_cuda.cu
+  struct LineSums;
+  struct LineRoom;
+  int prompt_lists() const {  // of columns and diagonals
+    return static_cast<int>(plan_.share_group ? config_.kv_heads : config_.heads);
+  }
+  void make_pair_sums();
+  void prepare_selection(Prompt& prompt);
+  void attend_lists(const Prompt& prompt, int layer, std::int64_t first, const PrefillLists& lists);
+  void attend_chosen_blocks(Prompt& prompt, int layer, std::int64_t first);
+  void count_chosen_pairs(const BlockSelectProblem& problem, std::int64_t first_executed);
+  void attend_window(Prompt& prompt, int layer, std::int64_t first);
+  void attend_chosen_lines(Prompt& prompt, int layer, std::int64_t first);
+  LineSums sum_window(const Prompt& prompt, int layer);
+  SlashSelectParams choose_lines(const SlashSelectProblem& problem, const LineSums& sums,
+                                 const LineRoom& room);
+  static PrefillLists lists_of(const SlashSelectParams& select);
+  void count_line_pairs(const SlashSelectParams& select, std::int64_t first_executed, std::uint64_t* counts);
+  void fetch_pairs(const Prompt& prompt);
+  void read_pairs();
+
+  // device_inspect_cuda.cu
+  [[noreturn]] void refuse_diagnosis() const;  // of what decoding selects
+  void diagnose_prompt(Prompt& prompt, int layer);
+  void download_blocks(Prompt& prompt, const PrefillLists& lists);
+  void download_lines(Prompt& prompt, const SlashSelectParams& select);
+  void spread_window(Prompt& prompt);
+  void tell_listener(Prompt& prompt, int layer, const HeadLists* kept);
+  std::vector<float> widen_on_host(const std::byte* values, std::int64_t count);
 
   // device_decode_cuda.cu
   void hold_rows(std::span<const DecodeRow> rows);
@@ -203,6 +237,13 @@ class DeviceModel final : public LanguageModel {
   DeviceBuffer block_positions_;   // 0, 64, …
   DeviceBuffer prefill_counters_;  // (2)
 
+  // Of methods that choose columns and diagonals: pairs of the last prompt, visible and executed.
+  DeviceBuffer pair_sums_;       // (sparse layers, 2, lists) uint64
+  PinnedBuffer host_pair_sums_;  // likewise
+  std::span<const MethodSettings> ladder_;
+  std::vector<PairTotals>* ladder_totals_ = nullptr;
+  StreamPool::Block ladder_sums_;  // (steps, 2, lists) uint64
+
   std::vector<PlanGroup> plan_groups_;
   std::vector<int> group_of_layer_;  // (L)
 
@@ -235,6 +276,7 @@ class DeviceModel final : public LanguageModel {
   ExchangeCounts exchange_;
   AttentionCounts attention_;
   StepListener listener_;
+  SelectionListener* selection_listener_ = nullptr;
   bool want_logits_ = false;
 };
 

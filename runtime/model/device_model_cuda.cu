@@ -72,10 +72,10 @@ void check_device_model(const ModelConfig& config, const AttentionPlan& plan, co
         "--device cpu",
         config.heads / config.kv_heads, kMostGroup);
   }
-  if (prefill.unit != SelectUnit::kAll && prefill.importance != Importance::kPooledBlocks) {
+  if (prefill.importance == Importance::kAntidiagonals) {
     throw UsageError(
-        "--device cuda --prefill {}: prompts run dense or block_sparse on the CUDA backend so far; use "
-        "one of those or --device cpu",
+        "--device cuda --prefill {}: prompts run dense, streaming, vertical_slash, flexprefill or "
+        "block_sparse on the CUDA backend so far; use one of those or --device cpu",
         prefill.name);
   }
   if (prefill.importance == Importance::kPooledBlocks) check_block_sparse(plan);
@@ -125,6 +125,7 @@ DeviceModel::DeviceModel(const ModelConfig& config, const RopeConfig& rope, cons
       upload_positions(ceil_div(shape.max_tokens, kQueryBlockRows), kQueryBlockRows, stream_, meter);
   prefill_counters_ = DeviceBuffer(2 * sizeof(std::uint32_t), shape.device, MemoryKind::kWorkspace, meter);
   fill_bytes(prefill_counters_.data(), 0, prefill_counters_.bytes(), stream_);
+  make_pair_sums();
   make_plans();
   make_step_buffers();
   stream_.synchronize();
@@ -423,6 +424,7 @@ void DeviceModel::fetch_results(std::int64_t count, const float* logits, std::ve
 void DeviceModel::greedy_tokens(std::vector<std::int32_t>& tokens) {
   const DeviceScope scope(shape_.device);
   stream_.synchronize();
+  if (pending_ == Pending::kPrefill) read_pairs();
   collect_times();
   const auto* indices = results_.as<const std::int32_t>();
   const auto* values = reinterpret_cast<const float*>(indices + result_rows_);

@@ -13,6 +13,28 @@ constexpr std::int64_t kAlignment = 256;      // of a tensor
 constexpr std::int64_t kProducts = 32 << 20;  // what the library of products works in
 constexpr std::int64_t kPartials = 64 << 20;  // partial results of decode attention, plans, and small arrays
 
+// Of vertical_slash and flexprefill: sums of a layer, what they are made in, and lists of any budget, since
+// calibration tries them all; then the order of work and the pages that a row sees.
+std::int64_t line_bytes(const ModelConfig& c, std::int64_t tokens, const AttentionPlan& plan) {
+  constexpr std::int64_t kTile = 128;  // of keys, and of rows of the window
+  const std::int64_t window = std::min(tokens, plan.prefill.whole("window"));
+  const std::int64_t lists = plan.share_group ? c.kv_heads : c.heads;
+  const std::int64_t rows = ceil_div(tokens, kQueryBlockRows);
+  const std::int64_t sums =
+      lists * tokens * 16 + c.heads * ceil_div(window, kTile) * kTile * (8 * ceil_div(tokens, kTile) + 4);
+  const std::int64_t chosen = lists * (8 * tokens + 2 * rows * (rows + 1) + 24 * rows + 16);
+  const std::int64_t order = c.heads * rows * 16 + lists * rows * (8 + 4 * ceil_div(tokens, 512));
+  const std::int64_t counts = lists * (tokens / 4 + 64) + 16 * lists * c.layers;
+  return sums + chosen + order + counts + 12 * rows;
+}
+
+// Of streaming: one list, and the same order of work.
+std::int64_t window_bytes(const ModelConfig& c, std::int64_t tokens, const AttentionPlan& plan) {
+  const std::int64_t rows = ceil_div(tokens, kQueryBlockRows);
+  const std::int64_t listed = std::min(rows, plan.prefill.whole("window") / kBlockTokens + 2);
+  return rows * (4 * listed + 8 + 12 + 8 + 4 * ceil_div(tokens, 512)) + c.heads * rows * 16 + 8 * tokens;
+}
+
 }  // namespace
 
 DeviceNeeds device_bytes_needed(const ModelConfig& c, const RunShape& run, const AttentionPlan& plan) {
@@ -45,6 +67,11 @@ DeviceNeeds device_bytes_needed(const ModelConfig& c, const RunShape& run, const
     const std::int64_t listed = std::min(rows, std::max<std::int64_t>(3, plan.prefill.whole("blocks"))) *
                                 plan.prefill.whole("edge") / kBlockTokens;
     pooled += 4 * (rows * q + (rows + kSpare) * k) + c.heads * rows * (4 * listed + 32);
+  }
+  if (plan.prefill.method().unit == SelectUnit::kColumnsAndDiagonals) {
+    pooled += line_bytes(c, run.prompt_tokens, plan);
+  } else if (plan.prefill.method().unit == SelectUnit::kLocalWindow) {
+    pooled += window_bytes(c, run.prompt_tokens, plan);
   }
   const std::int64_t batch = run.batch;
   const std::int64_t ropes = c.family == ModelFamily::kGemma3 ? 2 : 1;

@@ -4,8 +4,7 @@
 // CUDA graph for each number of sequences. Needs no CUDA header.
 //
 // What it runs: prefill dense, with the model's own windows, streaming, vertical_slash, flexprefill and
-// block_sparse; decode dense, streaming, quest, and after eviction by snapkv, ada_snapkv or pyramidkv. Which
-// tokens those keep is computed on the host so far, from keys and last queries that are copied there.
+// block_sparse; decode dense, streaming, quest, and after eviction by snapkv, ada_snapkv or pyramidkv.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +19,7 @@
 #include "attention/selection.hpp"
 #include "attention/slash_select_cuda.hpp"
 #include "attention/sparse_prefill_cuda.hpp"
+#include "attention/window_sums_cuda.hpp"
 #include "io/model_config.hpp"
 #include "kvcache/device_kv_cache.hpp"
 #include "runtime/core/cuda_graph.hpp"
@@ -47,6 +47,9 @@ inline constexpr int kMostDecodeRows = 64;
 
 // Tokens of a prompt that go through projections and MLP together.
 inline constexpr std::int64_t kDeviceChunkTokens = 4096;
+
+// Rows of the window by which eviction estimates on the device; longer ones go to the host.
+inline constexpr std::int64_t kMostDeviceWindow = 2048;
 
 // Of a batch size: how many steps one measured breakdown serves.
 inline constexpr int kStepsBetweenClocks = 32;
@@ -185,13 +188,17 @@ class DeviceModel final : public LanguageModel {
   void count_chosen_pairs(const BlockSelectProblem& problem, std::int64_t first_executed);
   void attend_window(Prompt& prompt, int layer, std::int64_t first);
   void attend_chosen_lines(Prompt& prompt, int layer, std::int64_t first);
-  LineSums sum_window(const Prompt& prompt, int layer);
+  LineSums sum_window(const Prompt& prompt, int layer, const WindowSumsProblem& problem);
   SlashSelectParams choose_lines(const SlashSelectProblem& problem, const LineSums& sums,
                                  const LineRoom& room);
   static PrefillLists lists_of(const SlashSelectParams& select);
   void count_line_pairs(const SlashSelectParams& select, std::int64_t first_executed, std::uint64_t* counts);
   void fetch_pairs(const Prompt& prompt);
   void read_pairs();
+
+  // device_keep_cuda.cu
+  bool keeps_on_device() const;
+  HeadLists keep_on_device(const Prompt& prompt, int layer);
 
   // device_inspect_cuda.cu
   [[noreturn]] void refuse_diagnosis() const;  // of what decoding selects

@@ -13,15 +13,19 @@ constexpr std::int64_t kAlignment = 256;      // of a tensor
 constexpr std::int64_t kProducts = 32 << 20;  // what the library of products works in
 constexpr std::int64_t kPartials = 64 << 20;  // partial results of decode attention, plans, and small arrays
 
+// What window sums are made in: sums of chunks of keys, and a number for each row of the window.
+std::int64_t window_sum_bytes(const ModelConfig& c, std::int64_t tokens, std::int64_t window) {
+  constexpr std::int64_t kTile = 128;
+  return c.heads * ceil_div(window, kTile) * kTile * (8 * ceil_div(tokens, kTile) + 4);
+}
+
 // Of vertical_slash and flexprefill: sums of a layer, what they are made in, and lists of any budget, since
 // calibration tries them all; then the order of work and the pages that a row sees.
 std::int64_t line_bytes(const ModelConfig& c, std::int64_t tokens, const AttentionPlan& plan) {
-  constexpr std::int64_t kTile = 128;  // of keys, and of rows of the window
   const std::int64_t window = std::min(tokens, plan.prefill.whole("window"));
   const std::int64_t lists = plan.share_group ? c.kv_heads : c.heads;
   const std::int64_t rows = ceil_div(tokens, kQueryBlockRows);
-  const std::int64_t sums =
-      lists * tokens * 16 + c.heads * ceil_div(window, kTile) * kTile * (8 * ceil_div(tokens, kTile) + 4);
+  const std::int64_t sums = lists * tokens * 16 + window_sum_bytes(c, tokens, window);
   const std::int64_t chosen = lists * (8 * tokens + 2 * rows * (rows + 1) + 24 * rows + 16);
   const std::int64_t order = c.heads * rows * 16 + lists * rows * (8 + 4 * ceil_div(tokens, 512));
   const std::int64_t counts = lists * (tokens / 4 + 64) + 16 * lists * c.layers;
@@ -55,9 +59,14 @@ DeviceNeeds device_bytes_needed(const ModelConfig& c, const RunShape& run, const
   bool evicts = false;
   for (int layer = 0; layer < c.layers; ++layer) evicts = evicts || layers.evicts(layer);
   if (evicts) {
-    // Keys and the last queries as the host wants them; then rows on the move, and where they go.
     const std::int64_t window = std::min(run.prompt_tokens, plan.decode.whole("window"));
-    pooled += run.prompt_tokens * k * (kElement + 4) + 4 * window * q;
+    if (window <= cuda::kMostDeviceWindow) {
+      // Importance, as it is pooled, and what was chosen, twice; what it is summed in.
+      pooled += c.kv_heads * (run.prompt_tokens * 24 + 64) + window_sum_bytes(c, run.prompt_tokens, window);
+    } else {  // keys and the last queries as the host wants them
+      pooled += run.prompt_tokens * k * (kElement + 4) + 4 * window * q;
+    }
+    // Rows on the move, and where they go.
     pooled += run.prompt_tokens * (2 * kElement * k + 16 * c.kv_heads);
   }
   if (plan.prefill.method().importance == Importance::kPooledBlocks) {

@@ -204,8 +204,10 @@ void DeviceModel::trim_cache(Prompt& prompt, int layer) {
   count_kept(0, window > 0 ? window : length);
 }
 
-// On the host, by the code of the CPU backend: all keys of the layer go there, and the last queries.
+// Where the device does not: on the host, by the code of the CPU backend; all keys of the layer go there, and
+// the last queries.
 HeadLists DeviceModel::choose_kept(const Prompt& prompt, int layer) {
+  if (keeps_on_device()) return keep_on_device(prompt, layer);
   mark(&clock_, Phase::kPrefill, layer, Operation::kEstimate);
   const std::int64_t tokens = prompt.tokens();
   const std::int64_t window = std::min(tokens, plan_.decode.whole("window"));

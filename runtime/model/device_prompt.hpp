@@ -6,6 +6,7 @@
 
 #include "attention/select.hpp"
 #include "attention/sparse_prefill_cuda.hpp"
+#include "attention/window_sums_cuda.hpp"
 #include "parallel/partition.hpp"
 #include "runtime/model/device_model.hpp"
 
@@ -26,6 +27,12 @@ struct DeviceModel::Prompt {
   std::uint64_t window_visible = 0;  // pairs
 
   std::int64_t tokens() const { return static_cast<std::int64_t>(positions.size()); }
+};
+
+// Sums of the last queries' softmax in one layer, by column and, where wanted, by diagonal.
+struct DeviceModel::LineSums {
+  WindowSumsProblem problem;
+  StreamPool::Block columns, diagonals;  // (lists, S) Fixed
 };
 
 }  // namespace tessera::cuda

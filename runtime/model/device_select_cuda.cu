@@ -43,12 +43,6 @@ SlashSelectProblem everything(const WindowSumsProblem& sums) {
 
 }  // namespace
 
-// Sums by column and by diagonal of the layer at hand.
-struct DeviceModel::LineSums {
-  WindowSumsProblem problem;
-  StreamPool::Block columns, diagonals;
-};
-
 // Where lists go, of budgets up to those of a problem.
 struct DeviceModel::LineRoom {
   LineRoom(StreamPool& pool, const SlashSelectProblem& most)
@@ -202,7 +196,10 @@ void DeviceModel::attend_window(Prompt& prompt, int layer, std::int64_t first) {
 // vertical_slash and flexprefill: every list of heads chooses columns and diagonals by the softmax of the
 // last queries.
 void DeviceModel::attend_chosen_lines(Prompt& prompt, int layer, std::int64_t first) {
-  LineSums sums = sum_window(prompt, layer);
+  LineSums sums =
+      sum_window(prompt, layer,
+                 {prompt.tokens(), static_cast<int>(config_.heads), static_cast<int>(config_.kv_heads),
+                  static_cast<int>(config_.head_dim), plan_.prefill.whole("window"), plan_.share_group});
   mark(&clock_, Phase::kPrefill, layer, Operation::kSelect);
   const SlashSelectProblem problem = line_problem(plan_.prefill, sums.problem);
   const bool climbs = ladder_totals_ != nullptr;
@@ -221,23 +218,20 @@ void DeviceModel::attend_chosen_lines(Prompt& prompt, int layer, std::int64_t fi
   if (selection_listener_ != nullptr) download_lines(prompt, select);
 }
 
-DeviceModel::LineSums DeviceModel::sum_window(const Prompt& prompt, int layer) {
+DeviceModel::LineSums DeviceModel::sum_window(const Prompt& prompt, int layer,
+                                              const WindowSumsProblem& problem) {
   mark(&clock_, Phase::kPrefill, layer, Operation::kEstimate);
-  DeviceWindowSumsParams p;
-  p.problem = {prompt.tokens(),
-               static_cast<int>(config_.heads),
-               static_cast<int>(config_.kv_heads),
-               static_cast<int>(config_.head_dim),
-               plan_.prefill.whole("window"),
-               plan_.share_group};
   LineSums sums;
-  sums.problem = p.problem;
-  sums.columns = pool_.take_array<Fixed>(p.problem.lists() * prompt.tokens());
-  sums.diagonals = pool_.take_array<Fixed>(p.problem.lists() * prompt.tokens());
-  const StreamPool::Block workspace = pool_.take(window_sums_workspace(p.problem));
-  p.q = prompt.rows.queries + bytes_of((prompt.tokens() - p.problem.rows()) * q_width());
+  sums.problem = problem;
+  sums.columns = pool_.take_array<Fixed>(problem.lists() * problem.tokens);
+  if (problem.use == WindowUse::kLines)
+    sums.diagonals = pool_.take_array<Fixed>(problem.lists() * problem.tokens);
+  const StreamPool::Block workspace = pool_.take(window_sums_workspace(problem));
+  DeviceWindowSumsParams p;
+  p.problem = problem;
+  p.q = prompt.rows.queries + bytes_of((problem.tokens - problem.rows()) * q_width());
   p.q_row_stride = q_width();
-  p.kv = cache_->view(prompt.sequence, layer, prompt.tokens());
+  p.kv = cache_->view(prompt.sequence, layer, problem.tokens);
   p.pool_slots = cache_->capacity();
   p.scale = config_.attention_scale;
   p.workspace = workspace.data();

@@ -194,19 +194,6 @@ void EvalRun::check() {
 }
 
 void EvalRun::check_gpu_run() {
-  const Method& decode = attention_->plan.decode.method();
-  if (!options_.dump_selections.empty() && decode.cache == CacheRule::kReadSelected) {
-    throw UsageError(
-        "--dump-selections with --device cuda --decode {}: the CUDA backend writes what prefill selects and "
-        "eviction keeps, not the pages of a step; use --device cpu",
-        decode.name);
-  }
-  if (!options_.diagnose.empty() && is_sparse(decode)) {
-    throw UsageError(
-        "--diagnose with --device cuda --decode {}: the CUDA backend compares prefill with dense attention, "
-        "not decoding; use --device cpu",
-        decode.name);
-  }
   const DType dtype = model_->config.dtype;
   if (!options_.weights_dtype.as_file || (options_.kv_dtype != DType::kF32 && options_.kv_dtype != dtype)) {
     throw UsageError(

@@ -18,14 +18,18 @@ void DeviceModel::decode(std::span<const DecodeRow> rows, std::vector<float>& lo
   auto* inputs = host_inputs_.as<std::int32_t>();
   for (int i = 0; i < count; ++i) {
     const DecodeRow& row = rows[static_cast<std::size_t>(i)];
-    if (row.diagnosis != nullptr && plan_.decode.method().unit != SelectUnit::kAll) refuse_diagnosis();
     inputs[i] = row.token;
     inputs[shape_.batch + i] = row.position;
     inputs[2 * shape_.batch + i] = row.sequence;
   }
   copy_to_device(inputs_.data(), inputs, inputs_.bytes(), stream_);
   inputs_copied_.record(stream_);
+  const bool is_looked_into =
+      listens_to_decode() ||
+      std::any_of(rows.begin(), rows.end(), [](const DecodeRow& row) { return row.diagnosis != nullptr; });
+  if (is_looked_into && plan_.decode.method().unit == SelectUnit::kPages) inspected_ = rows;
   run_step(count);
+  inspected_ = {};
   count_step(rows);
   fetch_results(count, logits_.as<const float>(), logits);
 }
@@ -47,13 +51,13 @@ void DeviceModel::hold_rows(std::span<const DecodeRow> rows) {
 }
 
 // The first step of a batch size is launched kernel by kernel: what libraries set up when they are first
-// asked cannot be captured.
+// asked cannot be captured. So is one that somebody looks into.
 void DeviceModel::run_step(int count) {
   Step& step = steps_[count];
   if (step.steps == 0) step.shares = OpTimes(static_cast<int>(config_.layers));
   const std::int64_t turn = step.steps++;
   pending_count_ = count;
-  if (turn == 0 || !shape_.graphs) {
+  if (turn == 0 || !shape_.graphs || !inspected_.empty()) {
     clock_.clear();
     enqueue_step(count, &clock_);
     clock_.stop();
@@ -106,6 +110,7 @@ void DeviceModel::enqueue_step(int count, DeviceClock* clock) {
     if (group_of(layer).kind == PlanGroup::Kind::kPages) select_pages(layer, count, clock);
     mark(clock, Phase::kDecode, layer, Operation::kAttend);
     attend_step(layer, count);
+    if (!inspected_.empty() && group_of(layer).kind == PlanGroup::Kind::kPages) inspect_step(layer);
     const bool is_last = layer + 1 == config_.layers;
     finish_layer(
         {Phase::kDecode, layer, clock}, count, step_,

@@ -1,132 +1,24 @@
-// What researchers look into: a selection beside dense attention of the same queries (--diagnose), and
-// selections on their way to a file (--dump-selections). Both wait for the device, layer by layer; neither is
-// in the times of a sample.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
+// Selections on their way to a file (--dump-selections): lists, queries and keys of a layer come to the host,
+// which waits for them. None of it is in the times of a sample.
 #include <algorithm>
 
 #include "attention/selection_builder.hpp"
-#include "runtime/core/cuda_element.cuh"
-#include "runtime/core/cuda_launch.hpp"
 #include "runtime/core/device_ops.hpp"
 #include "runtime/core/error.hpp"
 #include "runtime/model/device_prompt.hpp"
-#include "runtime/model/diagnosis.hpp"
 
 namespace tessera::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
-constexpr int kChunkRows = 256;
-constexpr int kParts = 3;  // kept mass, error, norm
-
-struct CompareArguments {
-  const void* out;         // (T, H, D)
-  const void* dense_out;   // (T, H, D)
-  const float* lse;        // (T, H)
-  const float* dense_lse;  // (T, H)
-  double* parts;           // (chunks, H, kParts)
-  std::int64_t rows;       // T
-  int heads;
-  int head_dim;
-};
-
-// Grid (chunks, H): a warp takes every eighth row of a chunk. Sums go in one order.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) compare_kernel(const CompareArguments p) {
-  __shared__ double sums[kWarps][kParts];
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int head = static_cast<int>(blockIdx.y);
-  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * kChunkRows;
-  const std::int64_t end = min(begin + kChunkRows, p.rows);
-  const T* const out = static_cast<const T*>(p.out);
-  const T* const dense_out = static_cast<const T*>(p.dense_out);
-  double mass = 0;
-  double error = 0;
-  double norm = 0;
-  for (std::int64_t row = begin + warp; row < end; row += kWarps) {
-    const std::int64_t at = row * p.heads + head;
-    if (lane == 0) mass += exp(static_cast<double>(p.lse[at]) - static_cast<double>(p.dense_lse[at]));
-    for (int d = lane; d < p.head_dim; d += 32) {
-      const double x = static_cast<double>(static_cast<float>(out[at * p.head_dim + d]));
-      const double y = static_cast<double>(static_cast<float>(dense_out[at * p.head_dim + d]));
-      error += (x - y) * (x - y);
-      norm += y * y;
-    }
-  }
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    mass += __shfl_xor_sync(~0U, mass, distance);
-    error += __shfl_xor_sync(~0U, error, distance);
-    norm += __shfl_xor_sync(~0U, norm, distance);
-  }
-  if (lane == 0) {
-    sums[warp][0] = mass;
-    sums[warp][1] = error;
-    sums[warp][2] = norm;
-  }
-  __syncthreads();
-  const int part = static_cast<int>(threadIdx.x);
-  if (part >= kParts) return;
-  double sum = 0;
-  for (int i = 0; i < kWarps; ++i) sum += sums[i][part];
-  p.parts[(static_cast<std::int64_t>(blockIdx.x) * p.heads + head) * kParts + part] = sum;
+std::vector<T> fetch(const T* values, std::int64_t count, StreamView stream) {
+  std::vector<T> fetched(static_cast<std::size_t>(count));
+  copy_to_host(fetched.data(), values, fetched.size() * sizeof(T), stream);
+  synchronize(stream);
+  return fetched;
 }
 
 }  // namespace
-
-void DeviceModel::refuse_diagnosis() const {
-  throw UsageError(
-      "--diagnose with --device cuda --decode {}: the CUDA backend compares prefill with dense attention, "
-      "not "
-      "decoding; use --device cpu",
-      plan_.decode.method().name);
-}
-
-// The layer's rows again, over all keys.
-void DeviceModel::diagnose_prompt(Prompt& prompt, int layer) {
-  clock_.pause();
-  const std::int64_t tokens = prompt.tokens();
-  const int heads = static_cast<int>(config_.heads);
-  const std::int64_t chunks = ceil_div(tokens, kChunkRows);
-  const StreamPool::Block out = pool_.take(bytes_of(tokens * q_width())),
-                          lse = pool_.take_array<float>(tokens * heads),
-                          parts = pool_.take_array<double>(chunks * heads * kParts);
-  attend_densely(prompt, layer, 0, out.data(), lse.as<float>());
-  CompareArguments p{};
-  p.out = prompt.rows.attended;
-  p.dense_out = out.data();
-  p.lse = prompt.lse.as<float>();
-  p.dense_lse = lse.as<float>();
-  p.parts = parts.as<double>();
-  p.rows = tokens;
-  p.heads = heads;
-  p.head_dim = static_cast<int>(config_.head_dim);
-  const LaunchShape shape = {.grid = dim3(static_cast<unsigned>(chunks), static_cast<unsigned>(heads)),
-                             .block = kThreads};
-  if (dtype_ == DType::kBF16) {
-    launch(compare_kernel<__nv_bfloat16>, shape, stream_, p);
-  } else {
-    launch(compare_kernel<__half>, shape, stream_, p);
-  }
-  std::vector<double> sums(static_cast<std::size_t>(chunks * heads * kParts));
-  copy_to_host(sums.data(), parts.data(), parts.bytes(), stream_);
-  stream_.synchronize();
-  DiagnosisSums& into = *prompt.diagnosis;
-  const DiagnosisShape of_model{static_cast<int>(config_.layers), heads, p.head_dim};
-  for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const double rows = static_cast<double>(std::min<std::int64_t>(kChunkRows, tokens - chunk * kChunkRows));
-    for (int head = 0; head < heads; ++head) {
-      const double* part = sums.data() + (chunk * heads + head) * kParts;
-      add_diagnosis_sums(into, of_model, Phase::kPrefill, layer, head, {part[0], part[1], part[2], rows});
-    }
-  }
-}
-
-// ---- dumps ------------------------------------------------------------------------------------------------
 
 // As fp32, by pieces of a workspace that does not grow with them.
 std::vector<float> DeviceModel::widen_on_host(const std::byte* values, std::int64_t count) {
@@ -144,7 +36,7 @@ std::vector<float> DeviceModel::widen_on_host(const std::byte* values, std::int6
 
 void DeviceModel::tell_listener(Prompt& prompt, int layer, const HeadLists* kept) {
   const bool selects = layers_.sparse_prefill(layer);
-  if (selection_listener_ == nullptr || (!selects && kept == nullptr)) return;
+  if (!listens_to_prefill() || (!selects && kept == nullptr)) return;
   clock_.pause();
   const std::int64_t tokens = prompt.tokens();
   const StreamPool::Block keys = pool_.take(bytes_of(tokens * kv_width()));
@@ -155,18 +47,6 @@ void DeviceModel::tell_listener(Prompt& prompt, int layer, const HeadLists* kept
                                       selects ? &prompt.choice : nullptr, kept});
   prompt.choice = {};
 }
-
-namespace {
-
-template <typename T>
-std::vector<T> fetch(const T* values, std::int64_t count, StreamView stream) {
-  std::vector<T> fetched(static_cast<std::size_t>(count));
-  copy_to_host(fetched.data(), values, fetched.size() * sizeof(T), stream);
-  synchronize(stream);
-  return fetched;
-}
-
-}  // namespace
 
 // Blocks of the method's edge from their lists; those of 128 tokens have two entries each, or one at the end.
 void DeviceModel::download_blocks(Prompt& prompt, const PrefillLists& lists) {
@@ -235,6 +115,43 @@ void DeviceModel::spread_window(Prompt& prompt) {
   native.diagonals.assign(lists, first("window"));
   prompt.choice.selection =
       select_diagonals(prompt.tokens(), plan_.share_group, native.columns, native.diagonals);
+}
+
+// Pages that row i of the step at hand reads: K lists, or H.
+HeadLists DeviceModel::download_pages(int row) {
+  const bool by_query_head = plan_.decode.whole("per_query_head") != 0;
+  HeadLists lists;
+  lists.heads = static_cast<int>(by_query_head ? config_.heads : config_.kv_heads);
+  const std::int64_t first = std::int64_t{row} * lists.heads;
+  const std::vector<std::int32_t> counts =
+      fetch(page_count_.as<const std::int32_t>() + first, lists.heads, stream_);
+  const std::vector<std::int32_t> pages =
+      fetch(pages_.as<const std::int32_t>() + first * page_stride_, lists.heads * page_stride_, stream_);
+  lists.begin.push_back(0);
+  for (std::int64_t i = 0; i < lists.heads; ++i) {
+    const auto begin = pages.begin() + i * page_stride_;
+    lists.values.insert(lists.values.end(), begin, begin + counts[static_cast<std::size_t>(i)]);
+    lists.begin.push_back(static_cast<std::int64_t>(lists.values.size()));
+  }
+  return lists;
+}
+
+// A layer of a step that was launched kernel by kernel, after its attention.
+void DeviceModel::inspect_step(int layer) {
+  clock_.pause();
+  for (std::size_t i = 0; i < inspected_.size(); ++i) {
+    const DecodeRow& row = inspected_[i];
+    const bool is_told = i == 0 && listens_to_decode();
+    if (!is_told && row.diagnosis == nullptr) continue;
+    const HeadLists pages = download_pages(static_cast<int>(i));
+    const std::byte* query = step_.queries + bytes_of(static_cast<std::int64_t>(i) * q_width());
+    if (row.diagnosis != nullptr) {
+      diagnose_row({row.sequence, layer, row.position, query}, pages, Seen::kPages, *row.diagnosis);
+    }
+    if (!is_told) continue;
+    const std::vector<float> q = widen_on_host(query, q_width());
+    selection_listener_->decode_layer({layer, row.position, q.data(), &pages});
+  }
 }
 
 }  // namespace tessera::cuda

@@ -200,13 +200,37 @@ class DeviceModel final : public LanguageModel {
   bool keeps_on_device() const;
   HeadLists keep_on_device(const Prompt& prompt, int layer);
 
+  // device_diagnose_cuda.cu
+  struct Compared {
+    const void* out = nullptr;   // (T, H, D)
+    const float* lse = nullptr;  // (T, H)
+  };
+  struct InspectedRow {
+    int sequence = 0;
+    int layer = 0;
+    std::int32_t position = 0;
+    const std::byte* q = nullptr;  // (H, D)
+  };
+  enum class Seen : std::uint8_t { kTokens, kPages };
+  void add_comparison(const Compared& selected, const Compared& dense, std::int64_t rows, Phase phase,
+                      int layer, DiagnosisSums& sums);
+  void diagnose_prompt(const Prompt& prompt, int layer);
+  void diagnose_kept(const Prompt& prompt, int layer, const HeadLists& kept);
+  void diagnose_row(const InspectedRow& row, const HeadLists& seen, Seen unit, DiagnosisSums& sums);
+
   // device_inspect_cuda.cu
-  [[noreturn]] void refuse_diagnosis() const;  // of what decoding selects
-  void diagnose_prompt(Prompt& prompt, int layer);
+  bool listens_to_prefill() const {
+    return selection_listener_ != nullptr && selection_listener_->wants_prefill();
+  }
+  bool listens_to_decode() const {
+    return selection_listener_ != nullptr && selection_listener_->wants_decode();
+  }
   void download_blocks(Prompt& prompt, const PrefillLists& lists);
   void download_lines(Prompt& prompt, const SlashSelectParams& select);
   void spread_window(Prompt& prompt);
   void tell_listener(Prompt& prompt, int layer, const HeadLists* kept);
+  HeadLists download_pages(int row);
+  void inspect_step(int layer);
   std::vector<float> widen_on_host(const std::byte* values, std::int64_t count);
 
   // device_decode_cuda.cu
@@ -284,6 +308,7 @@ class DeviceModel final : public LanguageModel {
   AttentionCounts attention_;
   StepListener listener_;
   SelectionListener* selection_listener_ = nullptr;
+  std::span<const DecodeRow> inspected_;  // of the step at hand, where somebody looks into it
   bool want_logits_ = false;
 };
 

@@ -20,13 +20,23 @@ std::int64_t first_row_needed(std::span<const std::int64_t> logit_positions, std
   return logit_positions.front() / kQueryBlockRows * kQueryBlockRows;
 }
 
+// The first positions and the last: one list for all heads.
+HeadLists ends_of(std::int64_t length, std::int64_t sinks, std::int64_t recent) {
+  HeadLists lists;
+  lists.heads = 1;
+  for (std::int64_t i = 0; i < length; ++i) {
+    if (i < sinks || i >= length - recent) lists.values.push_back(static_cast<std::int32_t>(i));
+  }
+  lists.begin = {0, static_cast<std::int64_t>(lists.values.size())};
+  return lists;
+}
+
 }  // namespace
 
 void DeviceModel::prefill(const PrefillRequest& request, std::vector<float>& logits) {
   const auto tokens = static_cast<std::int64_t>(request.tokens.size());
   TESSERA_CHECK(request.partition->ranks() == 1 && request.partition->length() == tokens && tokens > 0);
   TESSERA_CHECK(tokens <= shape_.max_tokens);
-  if (request.diagnosis != nullptr && plan_.decode.method().unit != SelectUnit::kAll) refuse_diagnosis();
   const DeviceScope scope(shape_.device);
   Prompt prompt{request.sequence, *request.partition, std::vector<std::int32_t>(request.tokens.size()), {}};
   prompt.diagnosis = request.diagnosis;
@@ -187,6 +197,7 @@ void DeviceModel::trim_cache(Prompt& prompt, int layer) {
   if (layers_.evicts(layer)) {
     const HeadLists kept = choose_kept(prompt, layer);
     tell_listener(prompt, layer, &kept);
+    if (prompt.diagnosis != nullptr) diagnose_kept(prompt, layer, kept);
     cache_->evict(prompt.sequence, layer, {kept.begin, kept.values});
     for (const std::int64_t rows : tables.rows(prompt.sequence, layer)) {
       attention_.kv_kept.push_back(static_cast<std::uint64_t>(rows));
@@ -196,6 +207,7 @@ void DeviceModel::trim_cache(Prompt& prompt, int layer) {
   tell_listener(prompt, layer, nullptr);
   if (layers_.slides(layer)) {
     const std::int64_t sinks = plan_.decode.whole("sinks"), recent = plan_.decode.whole("window");
+    if (prompt.diagnosis != nullptr) diagnose_kept(prompt, layer, ends_of(length, sinks, recent));
     tables.release_between(prompt.sequence, layer, sinks, length - recent + 1);
     return count_kept(sinks, recent);
   }

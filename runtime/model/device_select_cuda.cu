@@ -158,7 +158,7 @@ void DeviceModel::attend_chosen_blocks(Prompt& prompt, int layer, std::int64_t f
   lists.entries = select.entries;
   attend_lists(prompt, layer, first, lists);
   count_chosen_pairs(problem, first / problem.edge);
-  if (selection_listener_ != nullptr) download_blocks(prompt, lists);
+  if (listens_to_prefill()) download_blocks(prompt, lists);
 }
 
 // How many blocks a row keeps is known beforehand; the last of them is its own, of which it sees a triangle.
@@ -190,7 +190,7 @@ void DeviceModel::attend_window(Prompt& prompt, int layer, std::int64_t first) {
   if (prompt.window_visible == 0) prompt.window_visible = count_pairs(prompt.window).visible.front();
   const TokenRange executed[] = {{first, prompt.tokens()}};
   add_pairs(prompt.window_visible, count_pairs(prompt.window, executed).executed.front());
-  if (selection_listener_ != nullptr) spread_window(prompt);
+  if (listens_to_prefill()) spread_window(prompt);
 }
 
 // vertical_slash and flexprefill: every list of heads chooses columns and diagonals by the softmax of the
@@ -215,7 +215,7 @@ void DeviceModel::attend_chosen_lines(Prompt& prompt, int layer, std::int64_t fi
   count_line_pairs(select, first / kQueryBlockRows, counts);
   add_pairs(0, 0);  // read_pairs fills them in
   attend_lists(prompt, layer, first, lists_of(select));
-  if (selection_listener_ != nullptr) download_lines(prompt, select);
+  if (listens_to_prefill()) download_lines(prompt, select);
 }
 
 DeviceModel::LineSums DeviceModel::sum_window(const Prompt& prompt, int layer,

@@ -14,6 +14,9 @@ namespace tessera {
 class SelectionListener {
  public:
   virtual ~SelectionListener() = default;
+  // Whether it is of use to tell it: where that costs, what it does not want is not told.
+  virtual bool wants_prefill() const { return true; }
+  virtual bool wants_decode() const { return true; }
   struct PrefillLayer {
     int layer = 0;
     const SequencePartition* partition = nullptr;

@@ -407,3 +407,92 @@ TEST_CASE("sparse prompts: compared with dense attention as on the CPU") {
     CHECK(worst_error <= 0.03);
   }
 }
+
+namespace {
+
+// Pages of the first layers' steps.
+struct PagesTold final : SelectionListener {
+  void prefill_layer(const PrefillLayer&) override { FAIL("no prefill method selects here"); }
+  void decode_layer(const DecodeLayer& told) override {
+    CHECK(told.position == kPosition);
+    for (std::size_t i = 0; i < q_width; ++i) finite = finite && std::isfinite(told.q[i]);
+    layers[told.layer] = *told.pages;
+  }
+  static constexpr std::int32_t kPosition = 700;
+  std::size_t q_width = 0;
+  bool finite = true;
+  std::map<int, HeadLists> layers;
+};
+
+}  // namespace
+
+TEST_CASE("sparse prompts: what decoding sees compared with dense attention, and pages that are told") {
+  constexpr std::int64_t kPrompt = PagesTold::kPosition;
+  const std::pair<const char*, Values> methods[] = {
+      {"streaming", {{"streaming.window", "200"}, {"streaming.sinks", "4"}}},
+      {"snapkv", {{"snapkv.tokens", "250"}}},
+      {"ada_snapkv", {{"ada_snapkv.tokens", "250"}}},
+      {"pyramidkv", {{"pyramidkv.tokens", "250"}}},
+      {"quest", {{"quest.tokens", "160"}}},
+      {"quest", {{"quest.tokens", "160"}, {"quest.per_query_head", "true"}}},
+  };
+  for (const char* name : {"qwen2-tied", "gemma3-text"}) {
+    for (const auto& [method, values] : methods) {
+      CAPTURE(name);
+      CAPTURE(method);
+      const ModelConfig config = drawn_config(name, DType::kF16);
+      const AttentionPlan plan(MethodSettings(find_method(Phase::kPrefill, "dense"), {}),
+                               MethodSettings(find_method(Phase::kDecode, method), values));
+      const bool reads_pages = plan.decode.method().unit == SelectUnit::kPages;
+      const std::vector<std::int32_t> tokens = drawn_tokens(config, kPrompt, 22);
+      const SequencePartition partition(kPrompt, 1);
+      PagesTold of_gpu, of_cpu;
+      of_gpu.q_width = of_cpu.q_width = static_cast<std::size_t>(config.heads * config.head_dim);
+      const auto diagnose = [&](LanguageModel& model, PagesTold& told) {
+        if (reads_pages) model.set_selection_listener(&told);
+        DiagnosisSums sums;
+        const std::int64_t last = kPrompt - 1;
+        std::vector<float> logits;
+        std::vector<std::int32_t> best;
+        const int sequence = model.add_sequence(kPrompt + 2);
+        PrefillRequest request{sequence, &partition, tokens, {&last, 1}};
+        request.diagnosis = &sums;
+        model.prefill(request, logits);
+        model.greedy_tokens(best);
+        DecodeRow row{sequence, &partition, PagesTold::kPosition, 7, nullptr, &sums};
+        model.decode({&row, 1}, logits);
+        model.greedy_tokens(best);
+        model.remove_sequence(sequence);
+        return sums;
+      };
+      GpuModel gpu(config, kPrompt, kPrompt + 2, 1, plan);
+      CpuModel cpu(config, kPrompt, kPrompt + 2, 1, plan);
+      const DiagnosisSums got = diagnose(*gpu.model, of_gpu), want = diagnose(cpu.transformer, of_cpu);
+      REQUIRE(got.rows.size() == want.rows.size());
+      double worst_mass = 0, worst_error = 0;
+      for (std::size_t i = 0; i < want.rows.size(); ++i) {
+        CHECK(got.rows[i] == want.rows[i]);
+        if (want.rows[i] == 0) continue;
+        worst_mass = std::max(worst_mass, std::abs(got.kept_mass[i] - want.kept_mass[i]));
+        worst_error = std::max(worst_error, std::abs(std::sqrt(got.error[i] / got.norm[i]) -
+                                                     std::sqrt(want.error[i] / want.norm[i])));
+      }
+      std::printf("%s %s: kept mass differs by %.1e, error by %.1e at most\n", name, method, worst_mass,
+                  worst_error);
+      CHECK(worst_mass <= 0.05);
+      CHECK(worst_error <= 0.1);
+      CHECK(of_gpu.finite);
+      REQUIRE(of_gpu.layers.size() == of_cpu.layers.size());
+      CHECK(of_gpu.layers.empty() == !reads_pages);
+      for (const auto& [layer, pages] : of_cpu.layers) {
+        CAPTURE(layer);
+        const HeadLists& others = of_gpu.layers.at(layer);
+        CHECK(others.heads == pages.heads);
+        CHECK(others.begin == pages.begin);
+        int same = 0;
+        for (std::size_t i = 0; i < pages.values.size(); ++i) same += others.values[i] == pages.values[i];
+        CHECK(10 * same >= 8 * static_cast<int>(pages.values.size()));  // near ties may fall otherwise
+      }
+    }
+  }
+}

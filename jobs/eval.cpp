@@ -297,7 +297,9 @@ void EvalRun::load() {
   std::optional<std::uint64_t> seed;
   if (options_.weights.random) seed = options_.weights.seed;
   if (on_gpu()) {
-    device_ = load_device_replica(model_->config, {options_.model, seed, machine_share()}, meter_);
+    device_ = load_device_replica(
+        model_->config,
+        {options_.model, seed, machine_share(), grid_.tp.get(), world_->rank(), options_.timeout_s}, meter_);
   } else {
     LoadOptions load;
     load.random_seed = seed;
@@ -387,8 +389,10 @@ void EvalRun::work_on_requests() {
 
   Watchdog watchdog(std::chrono::milliseconds(static_cast<std::int64_t>(options_.timeout_s * 1000)),
                     world_->rank(), host_name());
-  model.set_listener([&watchdog](Phase, int layer, Operation operation) {
-    const bool waits = operation == Operation::kExchange || operation == Operation::kCollective ||
+  // Any wait for a GPU may be one for another rank whose collective is ahead of it.
+  const bool always = device_ && shape_.tp > 1;
+  model.set_listener([&watchdog, always](Phase, int layer, Operation operation) {
+    const bool waits = always || operation == Operation::kExchange || operation == Operation::kCollective ||
                        operation == Operation::kEstimate || operation == Operation::kSelect;
     watchdog.beat(name_of(operation), layer, waits);
   });

@@ -84,17 +84,18 @@ void DeviceModel::run_step(int count) {
   pending_ = Pending::kPlainStep;
 }
 
-// Embedding and logits, and up to six operations a layer.
+// Embedding and logits, and up to six operations a layer. Of several ranks, a collective after each of those
+// two, and three in a layer, which what goes on follows.
 std::size_t DeviceModel::clock_marks_of_step() const {
-  return static_cast<std::size_t>(config_.layers) * 6 + 2;
+  const std::size_t marks = static_cast<std::size_t>(config_.layers) * 6 + 2;
+  return is_shared() ? 2 * marks : marks;
 }
 
 void DeviceModel::enqueue_step(int count, DeviceClock* clock) {
   const auto* tokens = inputs_.as<const std::int32_t>();
   const std::int32_t* positions = tokens + shape_.batch;
   const std::int32_t* handles = positions + shape_.batch;
-  mark(clock, Phase::kDecode, -1, Operation::kEmbed);
-  embed(count, tokens, step_.hidden);
+  embed({Phase::kDecode, -1, clock}, count, tokens, step_.hidden);
   cache_->begin_step(handles, count);
   for (PlanGroup& group : plan_groups_) plan_group(group, count);
   mark(clock, Phase::kDecode, 0, Operation::kQkv);
@@ -118,7 +119,7 @@ void DeviceModel::enqueue_step(int count, DeviceClock* clock) {
   }
   mark(clock, Phase::kDecode, -1, Operation::kLogits);
   cache_->end_step(handles, count);
-  compute_logits(count, step_.normed, logits_.as<float>());
+  compute_logits({Phase::kDecode, -1, clock}, count, step_.normed, logits_.as<float>());
 }
 
 // ---- attention --------------------------------------------------------------------------------------------
@@ -179,13 +180,18 @@ void DeviceModel::select_pages(int layer, int count, DeviceClock* clock) {
   problem.kv_heads = static_cast<int>(config_.kv_heads);
   problem.head_dim = static_cast<int>(config_.head_dim);
   problem.per_query_head = plan_.decode.whole("per_query_head") != 0;
+  const std::byte* queries = step_.queries;
+  if (kv_replicas_ > 1 && !problem.per_query_head) {  // all heads of the group decide together
+    queries = queries_of_groups({Phase::kDecode, layer, clock}, count);
+    problem.heads *= kv_replicas_;
+  }
   const std::int32_t* positions = inputs_.as<const std::int32_t>() + shape_.batch;
   mark(clock, Phase::kDecode, layer, Operation::kEstimate);
   DevicePageScoreParams score;
   score.problem = problem;
   score.multiprocessors = multiprocessors_;
   score.q_dtype = dtype_;
-  score.q = step_.queries;
+  score.q = queries;
   score.positions = positions;
   score.tables = cache_->step_tables(layer);
   score.table_stride = cache_->stride();

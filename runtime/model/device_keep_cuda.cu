@@ -68,9 +68,11 @@ HeadLists split(const KeptSelectProblem& problem, std::vector<std::int32_t> chos
 
 }  // namespace
 
-// Sums of chunks of keys grow with the rows of the window.
+// Sums of chunks of keys grow with the rows of the window. Heads that compete over ranks, and groups that lie
+// on several, go through the host, which asks the other ranks.
 bool DeviceModel::keeps_on_device() const {
-  return plan_.decode.whole("window") <= kMostDeviceWindow;
+  const bool asks_others = kv_replicas_ > 1 || plan_.decode.method().budget == BudgetRule::kAdaptiveHeads;
+  return plan_.decode.whole("window") <= kMostDeviceWindow && !(is_shared() && asks_others);
 }
 
 HeadLists DeviceModel::keep_on_device(const Prompt& prompt, int layer) {
@@ -101,6 +103,7 @@ HeadLists DeviceModel::keep_on_device(const Prompt& prompt, int layer) {
   p.stream = stream_;
   select_kept_on_device(p);
   std::vector<std::int32_t> positions(static_cast<std::size_t>(problem.kept()));
+  wait_for_stream("kept tokens");
   copy_to_host(positions.data(), p.chosen, chosen.bytes(), stream_);
   stream_.synchronize();
   return split(problem, std::move(positions));

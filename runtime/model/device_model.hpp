@@ -1,7 +1,11 @@
-// The transformer of every family on one GPU: the counterpart of Transformer for one rank (tp = sp = 1), in
-// bf16 or fp16 with fp32 accumulation. Prefill goes layer by layer, projections and MLP by chunks of the
-// prompt; of the last layer only the rows from the first one whose logits are asked for. A decode step is one
-// CUDA graph for each number of sequences. Needs no CUDA header.
+// The transformer of every family on GPUs: the counterpart of Transformer for one rank of a tensor-parallel
+// group (sp = 1), in bf16 or fp16 with fp32 accumulation. Prefill goes layer by layer, projections and MLP by
+// chunks of the prompt; of the last layer only the rows from the first one whose logits are asked for. A
+// decode step is one CUDA graph for each number of sequences, collectives included. Needs no CUDA header.
+//
+// Ranks of a group (tensor_plan.hpp says who holds what) sum the residual stream's new part after the
+// embedding, the output projection and the MLP, and agree on the best token by the maximum of all parts of
+// the vocabulary. Collectives run in the stream of the kernels.
 //
 // What it runs: prefill dense, with the model's own windows, streaming, vertical_slash, flexprefill and
 // block_sparse; decode dense, streaming, quest, and after eviction by snapkv, ada_snapkv or pyramidkv.
@@ -11,6 +15,7 @@
 #include <map>
 #include <memory>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "attention/block_select_cuda.hpp"
@@ -22,6 +27,7 @@
 #include "attention/window_sums_cuda.hpp"
 #include "io/model_config.hpp"
 #include "kvcache/device_kv_cache.hpp"
+#include "parallel/nccl_communicator.hpp"
 #include "runtime/core/cuda_graph.hpp"
 #include "runtime/core/cuda_memory.hpp"
 #include "runtime/core/cuda_stream.hpp"
@@ -34,6 +40,18 @@
 
 namespace tessera::cuda {
 
+// The ranks that share heads, MLP and vocabulary of one model; by itself: one rank.
+struct TensorRanks {
+  int rank = 0;
+  int size = 1;
+  NcclCommunicator* device = nullptr;  // of several ranks: both
+  Communicator* host = nullptr;
+};
+
+// In which type ranks add up their parts of a product. As the model's: half the bytes, but each part and each
+// partial sum is rounded. As fp32: rounded once, as on one rank.
+enum class SumType : std::uint8_t { kModel, kF32 };
+
 struct DeviceModelShape {
   Device device;
   std::int64_t kv_slots = 0;    // as kv_slots_needed plans them
@@ -41,6 +59,8 @@ struct DeviceModelShape {
   int batch = 1;                // sequences that decode together, up to 64
   // Off: every step launches its kernels one by one. For tests.
   bool graphs = true;
+  TensorRanks tp;
+  SumType sums = SumType::kF32;
 };
 
 inline constexpr int kMostDecodeRows = 64;
@@ -59,8 +79,8 @@ void check_device_model(const ModelConfig& config, const AttentionPlan& plan, co
 
 class DeviceModel final : public LanguageModel {
  public:
-  // Weights, KV cache and activations have the dtype of the weights. Everything referred to must outlive the
-  // model.
+  // Weights, KV cache and activations have the dtype of the weights, which are those of this rank. config is
+  // that of the whole model. Everything referred to must outlive the model.
   DeviceModel(const ModelConfig& config, const RopeConfig& rope, const DeviceWeights& weights,
               const DeviceModelShape& shape, MemoryMeter& meter, const AttentionPlan& plan = {});
   ~DeviceModel() override;
@@ -97,6 +117,7 @@ class DeviceModel final : public LanguageModel {
     std::byte* projected = nullptr;  // (T, E)
     std::byte* gate_up = nullptr;    // (T, 2·F)
     std::byte* activated = nullptr;  // (T, F)
+    std::byte* partial = nullptr;    // (T, E) fp32: of several ranks that add up in fp32
   };
   struct LinearShape {
     std::int64_t rows = 0;     // T
@@ -152,16 +173,28 @@ class DeviceModel final : public LanguageModel {
   void make_plans();
   void make_step_buffers();
   void reserve_results(std::int64_t rows);
-  void embed(std::int64_t count, const std::int32_t* tokens, std::byte* hidden);
+  void embed(const LayerCall& call, std::int64_t count, const std::int32_t* tokens, std::byte* hidden);
   void linear(const LinearShape& shape, const std::byte* x, const std::byte* weight, void* y, DType y_dtype);
   void norm(std::int64_t count, const std::byte* x, const std::byte* weight, std::byte* y);
   void add_norm(std::int64_t count, const Rows& rows, const std::byte* post_weight, const std::byte* weight);
   void project(int layer, std::int64_t count, const Rows& rows, const Target& target);
   void finish_layer(const LayerCall& call, std::int64_t count, const Rows& rows, const std::byte* next_norm);
-  void compute_logits(std::int64_t count, const std::byte* normed, float* logits);
+  void compute_logits(const LayerCall& call, std::int64_t count, const std::byte* normed, float* logits);
   void fetch_results(std::int64_t count, const float* logits, std::vector<float>& into);
   void collect_times();
   void adopt_step_times(const DeviceClock& clock);
+
+  // device_tensor_cuda.cu: what takes part of several ranks.
+  bool is_shared() const { return shape_.tp.size > 1; }
+  bool sums_apart() const { return is_shared() && shape_.sums == SumType::kF32; }
+  void check_ranks() const;
+  void linear_over_ranks(const LayerCall& call, const LinearShape& shape, const std::byte* x,
+                         const std::byte* weight, const Rows& rows);
+  void sum_over_ranks(const LayerCall& call, void* values, std::int64_t count, DType dtype);
+  void best_over_ranks(const LayerCall& call, std::int64_t count);
+  const std::byte* queries_of_groups(const LayerCall& call, int count);
+  void wait_for_stream(std::string_view operation);
+  void gather_vocabulary(std::int64_t count, std::vector<float>& logits) const;
 
   // device_prefill_cuda.cu
   struct Prompt;
@@ -250,9 +283,11 @@ class DeviceModel final : public LanguageModel {
   }
   std::int64_t budget_pages() const { return plan_.decode.whole("tokens") / kPageTokens; }
 
-  const ModelConfig& config_;
+  ModelConfig config_;  // of this rank
   const DeviceWeights& weights_;
   DeviceModelShape shape_;
+  int kv_replicas_ = 1;  // neighbours that hold the same KV head, and together the query heads of its group
+  int exceptions_at_start_;
   AttentionPlan plan_;
   LayerPlans layers_;
   MemoryMeter& meter_;
@@ -284,10 +319,12 @@ class DeviceModel final : public LanguageModel {
   DeviceBuffer inputs_;       // (3, batch) int32: tokens, positions, handles
   PinnedBuffer host_inputs_;  // likewise
   CudaEvent inputs_copied_;
-  DeviceBuffer logits_;        // (batch, V) fp32
-  DeviceBuffer attend_space_;  // partial results
-  DeviceBuffer page_scores_;   // (batch · lists, score_stride)
-  DeviceBuffer pages_;         // (batch · lists, page_stride)
+  DeviceBuffer logits_;         // (batch, V of this rank) fp32
+  DeviceBuffer all_queries_;    // (ranks, batch, H·D), where KV heads have replicas
+  DeviceBuffer group_queries_;  // (batch, replicas·H·D), likewise
+  DeviceBuffer attend_space_;   // partial results
+  DeviceBuffer page_scores_;    // (batch · lists, score_stride)
+  DeviceBuffer pages_;          // (batch · lists, page_stride)
   DeviceBuffer page_begin_, page_count_;
   std::int64_t score_stride_ = 0;
   std::int64_t page_stride_ = 0;

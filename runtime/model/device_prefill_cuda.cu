@@ -52,8 +52,9 @@ void DeviceModel::prefill(const PrefillRequest& request, std::vector<float>& log
                           attended = take(tokens * q_width()), normed = take(chunk * config_.hidden),
                           qkv = take(chunk * qkv_width()), projected = take(chunk * config_.hidden),
                           gate_up = take(2 * chunk * config_.mlp), activated = take(chunk * config_.mlp);
-  prompt.rows = {hidden.data(),   normed.data(),    qkv.data(),     queries.data(),
-                 attended.data(), projected.data(), gate_up.data(), activated.data()};
+  const StreamPool::Block partial = take(sums_apart() ? 2 * chunk * config_.hidden : 0);
+  prompt.rows = {hidden.data(),    normed.data(),  qkv.data(),       queries.data(), attended.data(),
+                 projected.data(), gate_up.data(), activated.data(), partial.data()};
 
   clock_.clear();
   mark(&clock_, Phase::kPrefill, -1, Operation::kEmbed);
@@ -63,7 +64,7 @@ void DeviceModel::prefill(const PrefillRequest& request, std::vector<float>& log
     const StreamPool::Block ids = pool_.take_array<std::int32_t>(tokens);
     // From memory that is not pinned: copied before the call returns.
     copy_to_device(ids.data(), request.tokens.data(), request.tokens.size_bytes(), stream_);
-    embed(tokens, ids.as<const std::int32_t>(), prompt.rows.hidden);
+    embed({Phase::kPrefill, -1, &clock_}, tokens, ids.as<const std::int32_t>(), prompt.rows.hidden);
   }
   extend_prompt(prompt, 0);
   for (std::int64_t first = 0; first < tokens; first += chunk) {
@@ -101,7 +102,7 @@ void DeviceModel::compute_prompt_logits(const Prompt& prompt, std::span<const st
   mark(&clock_, Phase::kPrefill, -1, Operation::kLogits);
   reserve_results(count);
   const StreamPool::Block picked = pool_.take(bytes_of(count * config_.hidden));
-  const StreamPool::Block values = pool_.take_array<float>(count * config_.vocab);
+  const StreamPool::Block values = pool_.take_array<float>(count * weights_.vocab_rows);
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t position = wanted[static_cast<std::size_t>(i)];
     TESSERA_CHECK(position >= 0 && position < prompt.tokens());
@@ -111,7 +112,7 @@ void DeviceModel::compute_prompt_logits(const Prompt& prompt, std::span<const st
   }
   if (count > 0) {
     norm(count, picked.data(), weights_.final_norm, picked.data());
-    compute_logits(count, picked.data(), values.as<float>());
+    compute_logits({Phase::kPrefill, -1, &clock_}, count, picked.data(), values.as<float>());
   }
   clock_.stop();
   pending_ = Pending::kPrefill;
@@ -234,6 +235,7 @@ HeadLists DeviceModel::choose_kept(const Prompt& prompt, int layer) {
   const std::unique_ptr<float[]> keys(new float[static_cast<std::size_t>(tokens * kv_width())]);
   // Of all rows, but only the last ones are written, and read: the others never become memory.
   const std::unique_ptr<float[]> queries(new float[static_cast<std::size_t>(tokens * q_width())]);
+  wait_for_stream("keys");
   copy_to_host(keys.get(), wide_keys.data(), wide_keys.bytes(), stream_);
   copy_to_host(queries.get() + first * q_width(), wide_queries.data(), wide_queries.bytes(), stream_);
   stream_.synchronize();
@@ -250,6 +252,8 @@ HeadLists DeviceModel::choose_kept(const Prompt& prompt, int layer) {
   input.share_group = plan_.share_group;
   input.layer = layers_.index_of(layer);
   input.layers = layers_.count();
+  input.ranks.tp = input.ranks.group = shape_.tp.host;
+  input.ranks.kv_replicas = kv_replicas_;
   input.ranks.on_scored = [&] { mark(&clock_, Phase::kPrefill, layer, Operation::kSelect); };
   return select_kept(input, plan_.decode);
 }

@@ -305,6 +305,7 @@ void DeviceModel::set_ladder(std::span<const MethodSettings> steps, std::vector<
 void DeviceModel::fetch_pairs(const Prompt& prompt) {
   copy_to_host(host_pair_sums_.data(), pair_sums_.data(), pair_sums_.bytes(), stream_);
   if (ladder_totals_ == nullptr) return;
+  wait_for_stream("pairs of a ladder");
   std::vector<std::uint64_t> sums(ladder_sums_.bytes() / sizeof(std::uint64_t));
   copy_to_host(sums.data(), ladder_sums_.data(), ladder_sums_.bytes(), stream_);
   stream_.synchronize();

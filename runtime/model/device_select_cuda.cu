@@ -294,6 +294,7 @@ void DeviceModel::set_ladder(std::span<const MethodSettings> steps, std::vector<
   ladder_totals_ = totals;
   ladder_sums_ = {};
   if (totals == nullptr) return;
+  const DeviceScope scope(shape_.device);
   totals->resize(steps.size());
   const std::size_t bytes =
       2 * steps.size() * static_cast<std::size_t>(prompt_lists()) * sizeof(std::uint64_t);

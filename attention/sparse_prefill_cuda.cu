@@ -330,13 +330,7 @@ std::size_t sparse_prefill_workspace(int heads, std::int64_t row_blocks, int lis
   return sizes.order + sizes.row_columns + sizes.seen_pages;
 }
 
-void sparse_prefill_attention(const SparsePrefillParams& p) {
-  if (!check_sparse_prefill(p)) return;
-  int major = 0;
-  CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, p.stream.device.ordinal));
-  if (major != 9) {
-    throw ResourceError("sparse prefill on the GPU needs compute capability 9, this device has {}", major);
-  }
+ListPlan plan_sparse_prefill(const SparsePrefillParams& p) {
   const DeviceLimits limits = device_limits(p.stream);
   ListArguments a{};
   a.table = p.kv.table;
@@ -355,15 +349,25 @@ void sparse_prefill_attention(const SparsePrefillParams& p) {
   a.order = static_cast<const ListItem*>(p.workspace);
   a.rows = p.rows;
   a.entries = p.lists.entries;
-  const bool columns = p.lists.columns != nullptr;
-  if (columns) find_seen_pages(p, a);
+  if (p.lists.columns != nullptr) find_seen_pages(p, a);
   order_items(p, a);
-  const ListMaps maps = list_maps(p);
+  return {a, list_maps(p), limits.multiprocessors};
+}
+
+void sparse_prefill_attention(const SparsePrefillParams& p) {
+  if (!check_sparse_prefill(p)) return;
+  int major = 0;
+  CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, p.stream.device.ordinal));
+  if (major != 9) {
+    throw ResourceError("sparse prefill on the GPU needs compute capability 9, this device has {}", major);
+  }
+  const ListPlan plan = plan_sparse_prefill(p);
+  const bool columns = p.lists.columns != nullptr;
   SparsePrefillRun* const runs[2][2] = {
       {sparse_prefill_by_head_dim<__half, false>, sparse_prefill_by_head_dim<__half, true>},
       {sparse_prefill_by_head_dim<__nv_bfloat16, false>, sparse_prefill_by_head_dim<__nv_bfloat16, true>}};
   SparsePrefillRun* const run = runs[p.kv.dtype == DType::kBF16 ? 1 : 0][columns ? 1 : 0];
-  run(a, maps, p.kv.head_dim, p.lists.rows_per_block, limits.multiprocessors, p.stream);
+  run(plan.arguments, plan.maps, p.kv.head_dim, p.lists.rows_per_block, plan.multiprocessors, p.stream);
 }
 
 }  // namespace tessera::cuda

@@ -162,7 +162,7 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillRing<C
     return ptx::swizzled_descriptor(v_address + stage * kStageBytes, C::kGroupBytes, C::kEightRowsBytes);
   };
   const auto release = [&](std::uint64_t* barrier) {
-    if (warp_leader) ptx::barrier_arrive(barrier);
+    if (C::kReleaseLanes == 32 || warp_leader) ptx::barrier_arrive(barrier);
   };
 
   if constexpr (C::kTurns) {

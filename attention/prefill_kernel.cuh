@@ -36,17 +36,18 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   if (threadIdx.x == 0) {
     ptx::prefetch_tensor_map(&maps.q);
     ptx::prefetch_tensor_map(&maps.pool);
-    constexpr std::uint32_t kWarps = kWarpgroup / 32;  // every warp of a consumer releases for itself
+    // Every warp of a consumer releases for itself.
+    constexpr std::uint32_t kReleases = kWarpgroup / 32 * C::kReleaseLanes;
     for (PrefillRing<C>& ring : s.rings) {
       for (int block = 0; block < C::kRowBlocks; ++block) {
         ptx::barrier_init(&ring.q_full[block], 1);
-        ptx::barrier_init(&ring.q_empty[block], kWarps);
+        ptx::barrier_init(&ring.q_empty[block], kReleases);
       }
       for (int stage = 0; stage < C::kStages; ++stage) {
         ptx::barrier_init(&ring.k_full[stage], C::kFullArrivals);
         ptx::barrier_init(&ring.v_full[stage], C::kFullArrivals);
-        ptx::barrier_init(&ring.k_empty[stage], kWarps * C::kRowBlocks);
-        ptx::barrier_init(&ring.v_empty[stage], kWarps * C::kRowBlocks);
+        ptx::barrier_init(&ring.k_empty[stage], kReleases * C::kRowBlocks);
+        ptx::barrier_init(&ring.v_empty[stage], kReleases * C::kRowBlocks);
       }
     }
     ptx::fence_barrier_init();

@@ -20,9 +20,12 @@ inline constexpr int kBlockRows = 64;    // rows of a query block and of a block
 // kQuerySteps: so many steps of 16 channels of Q stay in registers, which spares shared memory reads;
 // kPartRows: neighbouring keys of the cache that a tile is pieced together from, a block or a page;
 // kRings: 1, the warpgroups read the same tiles, or kConsumers, each reads its own;
-// kGathers: some tiles are gathered key by key.
+// kGathers: some tiles are gathered key by key;
+// kReleaseLanes: of a consumer's warp, that release what it has read: 1 or all 32, for tools that follow no
+// other order than that of a barrier's arrivals.
 template <typename T_, int kHeadDim_, int kConsumers_, int kKeys_, int kStages_, bool kTurns_, int kSlack_,
-          int kQuerySteps_, int kPartRows_ = kBlockRows, int kRings_ = 1, bool kGathers_ = false>
+          int kQuerySteps_, int kPartRows_ = kBlockRows, int kRings_ = 1, bool kGathers_ = false,
+          int kReleaseLanes_ = 1>
 struct PrefillConfig {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;
@@ -35,6 +38,7 @@ struct PrefillConfig {
   static constexpr int kPartRows = kPartRows_;
   static constexpr int kRings = kRings_;
   static constexpr bool kGathers = kGathers_;
+  static constexpr int kReleaseLanes = kReleaseLanes_;
   static constexpr int kParts = kKeys / kPartRows;
   static constexpr int kRowBlocks = kConsumers / kRings;  // query blocks of 64 rows an item
   static constexpr int kGroups = kHeadDim / kBoxChannels;

@@ -21,10 +21,10 @@ using cuda_bench::to_device;
 
 namespace {
 
-// By keys a tile, stages, turns, steps of Q in registers.
-template <int kRows, int kKeys, int kStages, bool kTurns, int kQuerySteps>
+// By keys a tile, stages, turns, steps of Q in registers, lanes that release.
+template <int kRows, int kKeys, int kStages, bool kTurns, int kQuerySteps, int kReleaseLanes = 1>
 using Listed = PrefillConfig<__nv_bfloat16, 128, 2, kKeys, kStages, kTurns, 8, kQuerySteps, kPageTokens,
-                             kRows == 64 ? 2 : 1, false>;
+                             kRows == 64 ? 2 : 1, false, kReleaseLanes>;
 
 struct Form {
   const char* name;
@@ -37,14 +37,16 @@ Form form(const char* name) {
           }};
 }
 const std::vector<Form>& forms(int rows) {
-  static const std::vector<Form> of_64 = {form<Listed<64, 64, 3, false, 8>>("64 keys, 3 stages"),
-                                          form<Listed<64, 96, 2, false, 8>>("96 keys, 2 stages"),
-                                          form<Listed<64, 64, 3, false, 4>>("64 keys, half of Q")};
+  static const std::vector<Form> of_64 = {
+      form<Listed<64, 64, 3, false, 8>>("64 keys, 3 stages"),
+      form<Listed<64, 96, 2, false, 8>>("96 keys, 2 stages"),
+      form<Listed<64, 64, 3, false, 4>>("64 keys, half of Q"),
+      form<Listed<64, 64, 3, false, 8, 32>>("64 keys, all lanes release")};
   static const std::vector<Form> of_128 = {
       form<Listed<128, 128, 2, true, 0>>("128 keys, turns"),
       form<Listed<128, 128, 2, true, 8>>("128 keys, turns, Q in registers"),
       form<Listed<128, 128, 2, false, 8>>("128 keys, Q in registers"),
-      form<Listed<128, 192, 2, true, 0>>("192 keys, turns")};
+      form<Listed<128, 128, 2, true, 0, 32>>("128 keys, turns, all lanes release")};
   return rows == 64 ? of_64 : of_128;
 }
 

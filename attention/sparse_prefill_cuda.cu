@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "attention/block_prefill_cuda.hpp"
 #include "attention/prefill_kernel.cuh"
 #include "attention/sparse_prefill_keys.cuh"
 #include "runtime/core/cuda_launch.hpp"
@@ -254,6 +255,11 @@ void find_seen_pages(const SparsePrefillParams& p, ListArguments& a) {
   a.heads_a_list = p.heads / p.lists.heads;
 }
 
+// Query blocks of 16 or 32 rows: block_prefill_cuda.hpp.
+bool by_warps(const SparsePrefillParams& p) {
+  return p.lists.rows_per_block < kQueryBlockRows;
+}
+
 bool check_sparse_prefill(const SparsePrefillParams& p) {
   constexpr std::int64_t kMostTokens = 1 << 29;  // positions and their differences fit in int
   constexpr std::int64_t kMostSlots = 1 << 27;   // pages of the pool fit in int
@@ -266,7 +272,9 @@ bool check_sparse_prefill(const SparsePrefillParams& p) {
   TESSERA_CHECK(p.q_row_stride % 8 == 0 &&
                 p.q_row_stride >= static_cast<std::int64_t>(p.heads) * p.kv.head_dim);
   TESSERA_CHECK(p.pool_slots > 0 && p.pool_slots < kMostSlots && p.scale > 0);
-  TESSERA_CHECK(p.lists.rows_per_block == kQueryBlockRows || p.lists.rows_per_block == 2 * kQueryBlockRows);
+  const int rows = p.lists.rows_per_block;
+  TESSERA_CHECK(rows == kPageTokens || rows == 2 * kPageTokens || rows == kQueryBlockRows ||
+                rows == 2 * kQueryBlockRows);
   if (p.lists.columns != nullptr) {
     constexpr std::int64_t kMostGathered = 1 << 26;  // slots: their rows fit in 32 bits
     TESSERA_CHECK(p.lists.column_counts != nullptr && p.lists.column_stride >= 0);
@@ -276,7 +284,18 @@ bool check_sparse_prefill(const SparsePrefillParams& p) {
   TESSERA_CHECK(p.lists.heads > 0 && p.heads % p.lists.heads == 0);
   TESSERA_CHECK(p.row_blocks > 0 && p.row_blocks * p.heads < (1LL << 31));
   TESSERA_CHECK(p.lists.row_begin != nullptr && p.workspace != nullptr && p.counters != nullptr);
+  if (by_warps(p)) check_block_prefill(p);
   return true;
+}
+
+// Once for the heads that share a list: their tiles are taken together.
+void attend_by_warps(const SparsePrefillParams& p, ListArguments a) {
+  const int heads_a_list = p.heads / p.lists.heads;
+  SparsePrefillParams lists = p;
+  lists.heads = p.lists.heads;
+  a.section_heads = std::max(1, a.section_heads / heads_a_list);
+  order_items(lists, a);
+  block_prefill_attention(p, static_cast<const ListItem*>(p.workspace));
 }
 
 }  // namespace
@@ -330,6 +349,7 @@ void sparse_prefill_attention(const SparsePrefillParams& p) {
   a.order = static_cast<const ListItem*>(p.workspace);
   a.rows = p.rows;
   a.entries = p.lists.entries;
+  if (by_warps(p)) return attend_by_warps(p, a);
   const bool columns = p.lists.columns != nullptr;
   if (columns) find_seen_pages(p, a);
   order_items(p, a);

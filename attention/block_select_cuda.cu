@@ -16,10 +16,11 @@
 namespace tessera::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
 constexpr int kPoolThreads = 128;
 constexpr int kTileRows = 16;  // query blocks of a CTA, at most
+constexpr int kKeyRow = 128;   // keys of a row fill whole steps of a warp, four a lane
 constexpr int kBlockPages = kBlockTokens / kPageTokens;
 constexpr std::int64_t kForcedBlocks = 3;
 
@@ -114,14 +115,24 @@ __host__ __device__ __forceinline__ std::int64_t entries_a_head(const BlockSelec
   return entries_before(p.rows(), budget, p.edge) - missing;
 }
 
-// The key that the `keep` highest end with. By one warp.
+// A key such that fewer than `keep` are above it and at least `keep` are not below it, or that exactly `keep`
+// are not below. By one warp; keys behind `count` are 0, up to a whole step.
 __device__ __forceinline__ std::uint32_t lowest_kept(const std::uint32_t* keys, int count, int keep) {
   std::uint32_t lowest = 0;
   for (std::uint32_t bit = 0x80000000U; bit != 0; bit >>= 1) {
     const std::uint32_t candidate = lowest | bit;
-    int reached = 0;
-    for (int i = static_cast<int>(threadIdx.x % 32); i < count; i += 32) reached += keys[i] >= candidate;
-    if (__reduce_add_sync(0xFFFFFFFF, reached) >= keep) lowest = candidate;
+    int mine = 0;
+#pragma unroll 4
+    for (int i = 4 * static_cast<int>(threadIdx.x % 32); i < count; i += kKeyRow) {
+      const uint4 four = *reinterpret_cast<const uint4*>(keys + i);
+      mine += four.x >= candidate;
+      mine += four.y >= candidate;
+      mine += four.z >= candidate;
+      mine += four.w >= candidate;
+    }
+    const int reached = __reduce_add_sync(0xFFFFFFFF, mine);
+    if (reached >= keep) lowest = candidate;
+    if (reached == keep) break;
   }
   return lowest;
 }
@@ -167,7 +178,7 @@ __device__ __forceinline__ void choose_row(const SelectArguments& p, int head, i
 }
 
 // Grid (tiles of query blocks, long rows first, heads). Shared memory: means of the tile's queries (D, 16),
-// then keys of the scores (tile_rows, blocks of the last row).
+// then keys of the scores (tile_rows, blocks of the last row in whole steps).
 __global__ void __launch_bounds__(kThreads, 1) select_kernel(const SelectArguments p) {
   extern __shared__ __align__(16) float memory[];
   const BlockSelectProblem& problem = p.problem;
@@ -176,6 +187,7 @@ __global__ void __launch_bounds__(kThreads, 1) select_kernel(const SelectArgumen
   const int first = (static_cast<int>(gridDim.x) - 1 - static_cast<int>(blockIdx.x)) * p.tile_rows;
   const int tile_rows = min(p.tile_rows, rows - first);
   const int visible = first + tile_rows;
+  const int key_row = (visible + kKeyRow - 1) & -kKeyRow;
   float* queries = memory;
   auto* keys = reinterpret_cast<std::uint32_t*>(memory + problem.head_dim * kTileRows);
   const int thread = static_cast<int>(threadIdx.x);
@@ -189,10 +201,11 @@ __global__ void __launch_bounds__(kThreads, 1) select_kernel(const SelectArgumen
   const int kv_head = head / (problem.heads / problem.kv_heads);
   const float* k_means = p.k_means + static_cast<std::int64_t>(kv_head) * problem.head_dim * p.k_stride;
   constexpr int kColumns = 2;
-  for (int begin = 0; begin < visible; begin += kColumns * kThreads) {
+  const int warp_first = thread & -32;
+  for (int begin = 0; begin + warp_first < key_row; begin += kColumns * kThreads) {
     float scores[kColumns][kTileRows] = {};
     const float* column = k_means + begin + thread;  // k_stride covers what is read beyond `visible`
-#pragma unroll 4
+#pragma unroll 8
     for (int channel = 0; channel < problem.head_dim; ++channel) {
       float key[kColumns];
 #pragma unroll
@@ -213,18 +226,19 @@ __global__ void __launch_bounds__(kThreads, 1) select_kernel(const SelectArgumen
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       const int block = begin + c * kThreads + thread;
-      if (block >= visible) continue;
+      if (block >= key_row) continue;
 #pragma unroll
       for (int row = 0; row < kTileRows; ++row) {
         if (row >= tile_rows) break;
         const bool forced = block == 0 || block == first + row || block == first + row - 1;
-        keys[row * visible + block] = forced ? 0xFFFFFFFFU : ordered(scores[c][row]);
+        const std::uint32_t key = forced ? 0xFFFFFFFFU : ordered(scores[c][row]);
+        keys[row * key_row + block] = block <= first + row ? key : 0;
       }
     }
   }
   __syncthreads();
   for (int row = thread / 32; row < tile_rows; row += kWarps) {
-    choose_row(p, head, first + row, keys + row * visible);
+    choose_row(p, head, first + row, keys + row * key_row);
   }
   if (blockIdx.x == 0 && head == problem.heads - 1 && thread == 0) {
     p.row_begin[static_cast<std::int64_t>(problem.heads) * rows] =
@@ -292,8 +306,9 @@ void select_blocks_on_device(const DeviceBlockSelectParams& p) {
   // As many rows as fit: up to 2048 blocks all 16.
   constexpr std::int64_t kMostShared = 200 * 1024;
   const std::int64_t queries = static_cast<std::int64_t>(problem.head_dim) * kTileRows * 4;
+  const std::int64_t key_row_bytes = 4 * ceil_div(problem.rows(), kKeyRow) * kKeyRow;
   const std::int64_t tile_rows =
-      std::clamp<std::int64_t>((kMostShared - queries) / (4 * problem.rows()), 0, kTileRows);
+      std::clamp<std::int64_t>((kMostShared - queries) / key_row_bytes, 0, kTileRows);
   if (tile_rows == 0) {
     throw ResourceError(
         "block_sparse on the GPU: {} blocks a row do not fit on the chip; choose a larger edge",
@@ -311,7 +326,7 @@ void select_blocks_on_device(const DeviceBlockSelectParams& p) {
          {.grid = dim3(static_cast<unsigned>(ceil_div(problem.rows(), tile_rows)),
                        static_cast<unsigned>(problem.heads)),
           .block = kThreads,
-          .shared_bytes = static_cast<std::size_t>(queries + 4 * tile_rows * problem.rows())},
+          .shared_bytes = static_cast<std::size_t>(queries + tile_rows * key_row_bytes)},
          p.stream, a);
 }
 

@@ -133,12 +133,13 @@ __global__ void merge_kernel(const __grid_constant__ DecodeArgs p, const int qua
   const int channel = (static_cast<int>(blockIdx.y) * quads + quad) * 4;
   const bool writes_lse = thread == 0 && blockIdx.y == 0 && p.lse != nullptr;
 
-  // The plan is older than the kernel before this one, which attends.
+  // The kernel before this one attends, and lets nothing start before all ahead of it has ended: what follows
+  // may take its place on a multiprocessor at once. The plan is older, too.
+  let_next_start();
   const int share = p.plan.head->share;
   const int begin = p.plan.begin[list];
   const int end = p.plan.begin[list + 1];
   wait_for_previous();
-  let_next_start();
   if (begin == end) {
     if (thread < quads) store_out<T>(p, row * head_dim + channel, make_float4(0, 0, 0, 0));
     if (writes_lse) p.lse[row] = -INFINITY;

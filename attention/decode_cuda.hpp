@@ -90,7 +90,8 @@ struct DecodeAttendParams {
   // (plan, tables, positions, lengths, rows_of_head, and keys and values save those of the newest page of a
   // list, but not q and page lists) was written before any kernel that may still run when this one starts.
   // Kernels of this room let the next one start only once all before them has ended, so behind them that is
-  // the kernel just before; behind one that lets the next start sooner it is also those before that.
+  // the kernel just before; the merge lets it start sooner, so behind attend_decode that is also the kernel
+  // that attends.
   bool overlaps_previous = false;
   bool settled = false;
   StreamView stream;

@@ -16,7 +16,7 @@ namespace {
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
 constexpr int kKept =
-    8;  // places a thread keeps in registers: 8,192 pages; those of longer lists are read again
+    10;  // places a thread keeps in registers: 160K tokens; those of longer lists are read again
 constexpr int kDigitBits = 11;
 constexpr int kBins = 1 << kDigitBits;
 constexpr int kFew = 32;  // pages of a bin that a warp can compare
@@ -50,14 +50,14 @@ struct Places {
   int begin;  // of the run
   int end;
   std::uint32_t kept[kKept];
-  bool all_kept;
+  int rounds;  // of 32 pages
 
   __device__ __forceinline__ Places(const float* list_scores, int pages) : scores(list_scores) {
     const int run = (pages + kThreads - 1) / kThreads * 32;
     begin = min(pages, static_cast<int>(threadIdx.x) / 32 * run);
     end = min(pages, begin + run);
-    all_kept = run <= kKept * 32;
-    if (!all_kept) return;
+    rounds = run / 32;
+    if (rounds > kKept) return;
     const int page = begin + static_cast<int>(threadIdx.x % 32);
     float loaded[kKept];  // all loads are under way before the first is used
 #pragma unroll
@@ -68,9 +68,12 @@ struct Places {
   // visit(first page, place of page first + lane; 0 past the end), 32 pages at a time, ascending.
   template <class Visit>
   __device__ __forceinline__ void each(const Visit& visit) const {
-    if (all_kept) {
+    if (rounds <= kKept) {
 #pragma unroll
-      for (int i = 0; i < kKept; ++i) visit(begin + i * 32, kept[i]);
+      for (int i = 0; i < kKept; ++i) {
+        if (i >= rounds) break;
+        visit(begin + i * 32, kept[i]);
+      }
       return;
     }
 #pragma unroll 1

@@ -34,7 +34,7 @@ __device__ __forceinline__ void issue_scores(float (&scores)[C::kKeys / 2],
 #pragma unroll
   for (int step = 0; step < C::kHeadDim / 16; ++step) {
     const std::uint32_t inside = step % 4 * 32;
-    const std::uint64_t k_step = k + ((step / 4 * C::kKeys * 128 + inside) >> 4);
+    const std::uint64_t k_step = k + ((step / 4 * C::kGroupBytes + inside) >> 4);
     if (step < C::kQuerySteps) {
       ptx::wgmma_rs<typename C::T, C::kKeys, false>(scores, fragments.words[step < C::kQuerySteps ? step : 0],
                                                     k_step, step != 0);
@@ -54,7 +54,7 @@ __device__ __forceinline__ void issue_output(float (&out)[C::kHeadDim / 2],
 #pragma unroll
   for (int step = 0; step < C::kKeys / 16; ++step) {
     ptx::wgmma_rs<typename C::T, C::kHeadDim, true>(out, probabilities + 4 * step,
-                                                    v + ((step * 16 * 128) >> 4), 1);
+                                                    v + ((step * 2 * C::kEightRowsBytes) >> 4), 1);
   }
   ptx::wgmma_commit();
 }
@@ -62,12 +62,17 @@ __device__ __forceinline__ void issue_output(float (&out)[C::kHeadDim / 2],
 // What a consumer takes over from a tile's head, before the stage can be reused.
 template <class C>
 struct TileKeys {
-  int first[C::kParts];
+  int first[C::kListed ? 1 : C::kParts];  // dense
+  int top = 0;                            // of lists
   bool gathered = false;
   __device__ __forceinline__ void read(const KeyTile<C>& tile) {
     if constexpr (C::kGathers) gathered = tile.gathered != 0;
+    if constexpr (C::kListed) {
+      top = tile.top;
+    } else {
 #pragma unroll
-    for (int part = 0; part < C::kParts; ++part) first[part] = tile.first[part];
+      for (int part = 0; part < C::kParts; ++part) first[part] = tile.first[part];
+    }
   }
 };
 
@@ -75,14 +80,6 @@ struct TileKeys {
 template <class C>
 __device__ __forceinline__ void fence_gathered(bool gathered) {
   if (C::kGathers && gathered) ptx::fence_async_proxy();
-}
-
-// Of a gathered tile: whether some row of the query block does not see some key.
-template <class C>
-__device__ __forceinline__ bool needs_columns_masked(const TileKeys<C>& keys, int rows,
-                                                     const PrefillArguments& p) {
-  if constexpr (C::kGathers) return keys.gathered && keys.first[0] > min(rows, p.length - 1);
-  return false;
 }
 
 template <class C>
@@ -98,11 +95,42 @@ __device__ __forceinline__ void mask_columns(float (&scores)[C::kKeys / 2], cons
   }
 }
 
+// A tile of pages of a list, some of which some row of the query block does not see.
+template <class C>
+__device__ __forceinline__ void mask_pages(float (&scores)[C::kKeys / 2], const KeyTile<C>& tile,
+                                           const int (&high)[2]) {
+#pragma unroll
+  for (int part = 0; part < C::kParts; ++part) {
+    const int first = tile.first[part];
+    const int begin = (first + C::kPartRows - 1) & -C::kPartRows;  // rows before this position hold nothing
+    const int from[2] = {begin, begin};
+    mask_part<C::kPartRows>(scores + C::kPartRows / 2 * part, first, from, high);
+  }
+}
+
+// Of lists: most tiles need no mask, which one comparison tells. The others are looked at again, so this
+// comes before the tile's stage is released. all_to: the last position that every row of the query block
+// sees.
+template <class C>
+__device__ __forceinline__ void mask_listed(float (&scores)[C::kKeys / 2], const KeyTile<C>& tile,
+                                            const TileKeys<C>& keys, int all_to, const int (&high)[2]) {
+  if constexpr (C::kListed) {
+    if (keys.top <= all_to) return;
+    bool columns = false;
+    if constexpr (C::kGathers) {
+      columns = keys.gathered;
+      if (columns) mask_columns<C>(scores, tile, high);
+    }
+    if (!columns) mask_pages<C>(scores, tile, high);
+    __syncwarp();
+  }
+}
+
+// Of dense items.
 template <class C>
 __device__ __forceinline__ void mask_tile(float (&scores)[C::kKeys / 2], const TileKeys<C>& keys, int rows,
                                           const int (&low)[2], const int (&high)[2],
                                           const PrefillArguments& p) {
-  if (C::kGathers && keys.gathered) return;
   // What every row of the query block sees needs no mask.
   const int all_from = p.window > 0 ? rows + kBlockRows - p.window : 0;
   const int all_to = min(rows, p.length - 1);
@@ -127,7 +155,12 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillRing<C
   const std::uint32_t k_address = ptx::shared_address(s.k);
   const std::uint32_t v_address = ptx::shared_address(s.v);
   constexpr std::uint32_t kStageBytes = C::kKeys * C::kHeadDim * sizeof(typename C::T);
-  constexpr std::uint32_t kGroupBytes = C::kKeys * 128;
+  const auto k_operand = [&](int stage) {
+    return ptx::swizzled_descriptor(k_address + stage * kStageBytes, 0, C::kEightRowsBytes);
+  };
+  const auto v_operand = [&](int stage) {
+    return ptx::swizzled_descriptor(v_address + stage * kStageBytes, C::kGroupBytes, C::kEightRowsBytes);
+  };
   const auto release = [&](std::uint64_t* barrier) {
     if (warp_leader) ptx::barrier_arrive(barrier);
   };
@@ -155,6 +188,7 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillRing<C
     const int position[2] = {rows + row, rows + row + 8};
     const int high[2] = {rows < 0 ? -1 : min(position[0], p.length - 1),
                          rows < 0 ? -1 : min(position[1], p.length - 1)};
+    const int all_to = min(rows, p.length - 1);
     const int low[2] = {p.window > 0 ? position[0] - p.window + 1 : 0,
                         p.window > 0 ? position[1] - p.window + 1 : 0};
 
@@ -168,19 +202,14 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillRing<C
     }
     fence_gathered<C>(keys.gathered);
     ptx::wgmma_fence();
-    issue_scores<C>(scores, fragments, q_operand,
-                    ptx::swizzled_descriptor(k_address + place.stage * kStageBytes, 0));
+    issue_scores<C>(scores, fragments, q_operand, k_operand(place.stage));
     ptx::wgmma_wait<0>();
     ptx::fence_registers(scores);
     __syncwarp();
-    if (needs_columns_masked(keys, rows, p)) {
-      // Their positions are read before the stage is another tile's.
-      if constexpr (C::kGathers) mask_columns<C>(scores, s.tiles[place.stage], high);
-      __syncwarp();
-    }
+    mask_listed<C>(scores, s.tiles[place.stage], keys, all_to, high);
     release(&s.k_empty[place.stage]);
     if (last && !kQueriesTaken) release(&s.q_empty[row_block]);
-    mask_tile<C>(scores, keys, rows, low, high, p);
+    if constexpr (!C::kListed) mask_tile<C>(scores, keys, rows, low, high, p);
     RowPair state = {{negative_infinity(), negative_infinity()}, {0, 0}};
     float factor[2];
     softmax_step<C::kKeys / 2>(scores, state, factor, scale_log2, 0.0F);
@@ -198,26 +227,20 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillRing<C
       if constexpr (C::kTurns) ptx::named_barrier_wait(kTurn + row_block, 2 * kWarpgroup);
       fence_gathered<C>(keys.gathered);
       ptx::wgmma_fence();
-      issue_scores<C>(scores, fragments, q_operand,
-                      ptx::swizzled_descriptor(k_address + place.stage * kStageBytes, 0));
+      issue_scores<C>(scores, fragments, q_operand, k_operand(place.stage));
       ptx::barrier_wait(&s.v_full[before.stage], before.parity);
       fence_gathered<C>(values_gathered);
-      issue_output<C>(out, probabilities,
-                      ptx::swizzled_descriptor(v_address + before.stage * kStageBytes, kGroupBytes));
+      issue_output<C>(out, probabilities, v_operand(before.stage));
       if constexpr (C::kTurns) {
         ptx::named_barrier_arrive(kTurn + (row_block + 1) % C::kConsumers, 2 * kWarpgroup);
       }
       ptx::wgmma_wait<1>();
       ptx::fence_registers(scores);
       __syncwarp();
-      if (needs_columns_masked(keys, rows, p)) {
-        // Their positions are read before the stage is another tile's.
-        if constexpr (C::kGathers) mask_columns<C>(scores, s.tiles[place.stage], high);
-        __syncwarp();
-      }
+      mask_listed<C>(scores, s.tiles[place.stage], keys, all_to, high);
       release(&s.k_empty[place.stage]);
       if (last && !kQueriesTaken) release(&s.q_empty[row_block]);
-      mask_tile<C>(scores, keys, rows, low, high, p);
+      if constexpr (!C::kListed) mask_tile<C>(scores, keys, rows, low, high, p);
       softmax_step<C::kKeys / 2>(scores, state, factor, scale_log2, C::kSlack);
       // The assembler would schedule the wait in front of the softmax, which is to run beside the products. A
       // store that needs all exponentials holds it back; it never happens, since sums are not negative.
@@ -234,8 +257,7 @@ __device__ __forceinline__ void consume(const PrefillArguments& p, PrefillRing<C
     ptx::barrier_wait(&s.v_full[place.stage], place.parity);
     fence_gathered<C>(keys.gathered);
     ptx::wgmma_fence();
-    issue_output<C>(out, probabilities,
-                    ptx::swizzled_descriptor(v_address + place.stage * kStageBytes, kGroupBytes));
+    issue_output<C>(out, probabilities, v_operand(place.stage));
     ptx::wgmma_wait<0>();
     ptx::fence_registers(out);
     release(&s.v_empty[place.stage]);

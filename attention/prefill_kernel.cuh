@@ -30,7 +30,7 @@ namespace tessera::cuda {
 
 template <class C, class Keys>
 __global__ void __launch_bounds__(C::kThreads, 1)
-    prefill_kernel(const typename Keys::Arguments p, const __grid_constant__ PrefillMaps maps) {
+    prefill_kernel(const typename Keys::Arguments p, const __grid_constant__ typename Keys::Maps maps) {
   extern __shared__ __align__(1024) unsigned char memory[];
   PrefillShared<C>& s = *reinterpret_cast<PrefillShared<C>*>(memory);
   if (threadIdx.x == 0) {
@@ -78,8 +78,8 @@ inline DeviceLimits device_limits(StreamView stream) {
 
 // Arguments: PrefillArguments or what derives from it.
 template <class C, class Keys>
-void launch_prefill_kernel(const typename Keys::Arguments& a, const PrefillMaps& maps, int multiprocessors,
-                           StreamView stream) {
+void launch_prefill_kernel(const typename Keys::Arguments& a, const typename Keys::Maps& maps,
+                           int multiprocessors, StreamView stream) {
   constexpr int kSharedBytes = sizeof(PrefillShared<C>);
   static_assert(kSharedBytes <= 227 * 1024);
   const int ctas = static_cast<int>(ceil_div(a.items, C::kRings));
@@ -90,7 +90,7 @@ void launch_prefill_kernel(const typename Keys::Arguments& a, const PrefillMaps&
          stream, a, maps);
 }
 
-// Boxes of 64 channels and 64 rows of Q, of a block and of 16 rows of a page.
+// Boxes of 64 channels and 64 rows of Q and of a block.
 inline PrefillMaps prefill_maps(const void* q, int heads, std::int64_t tokens, std::int64_t q_row_stride,
                                 const KvView& kv, std::int64_t pool_slots) {
   constexpr std::uint64_t kElement = 2;  // bytes
@@ -108,11 +108,6 @@ inline PrefillMaps prefill_maps(const void* q, int heads, std::int64_t tokens, s
                                {channels, kBlockRows, 2 * slots},
                                {row_bytes, row_bytes * kBlockRows},
                                {kBoxChannels, kBlockRows, 1}});
-  maps.pages = make_tensor_map({kv.slots,
-                                kv.dtype,
-                                {channels, kPageTokens, 2 * slots * (kBlockRows / kPageTokens)},
-                                {row_bytes, row_bytes * kPageTokens},
-                                {kBoxChannels, kPageTokens, 1}});
   return maps;
 }
 

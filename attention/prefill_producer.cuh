@@ -68,6 +68,7 @@ template <class C>
 class HeldKeys {
  public:
   using Arguments = PrefillArguments;
+  using Maps = PrefillMaps;
 
   // Where the blocks of a tile are in the pool, and `first` as in KeyTile.
   struct Tile {
@@ -160,7 +161,7 @@ class HeldKeys {
 
 // By one warp. ring: which of the CTA's this is.
 template <class C, class Keys>
-__device__ __forceinline__ void produce(const typename Keys::Arguments& p, const PrefillMaps& maps,
+__device__ __forceinline__ void produce(const typename Keys::Arguments& p, const typename Keys::Maps& maps,
                                         PrefillRing<C>& s, int ring) {
   constexpr std::uint32_t kQueryBytes = kBlockRows * C::kHeadDim * sizeof(typename C::T);
   const bool leader = threadIdx.x % 32 == 0;

@@ -49,7 +49,13 @@ struct PrefillConfig {
   static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 252 - kProducerRegisters / 2;
   static_assert(kRings == 1 || (kRings == 2 && kConsumers == 2));
   static_assert(kConsumers == 2 || kPartRows == kBlockRows);
-  static_assert(kRings == 1 || !kTurns);  // who takes turns has as many tiles as the other
+  static_assert(kRings == 1 || !kTurns);                    // who takes turns has as many tiles as the other
+  static constexpr bool kListed = kPartRows != kBlockRows;  // tiles come from lists
+  // Where keys and values lie in a stage: 8 rows of 64 channels, 1024 bytes, are together. Dense tiles are
+  // (D / 64, keys / 8, 8, 64), as boxes of 64 channels leave them; of lists (keys / 8, D / 64, 8, 64), so
+  // that one box holds all channels of a page.
+  static constexpr int kEightRowsBytes = kListed ? kGroups * 1024 : 1024;  // to the next 8 rows
+  static constexpr int kGroupBytes = kListed ? 1024 : kKeys * 128;         // to the next 64 channels
   // At a barrier of keys or values: of the leader, and of each lane that gathers.
   static constexpr int kFullArrivals = kGathers ? 33 : 1;
 };
@@ -75,9 +81,15 @@ struct PrefillArguments {
 };
 
 struct PrefillMaps {
-  CUtensorMap q;      // (T, H, D)
-  CUtensorMap pool;   // (2 · slots, 64, D): a slot's keys, then its values
-  CUtensorMap pages;  // (8 · slots, 16, D): the same by page
+  CUtensorMap q;     // (T, H, D)
+  CUtensorMap pool;  // (2 · slots, 64, D): a slot's keys, then its values
+};
+
+// The same pool for lists, in boxes of all channels: (pages, rows / 8, D / 64, 8, 64).
+struct ListMaps : PrefillMaps {
+  CUtensorMap blocks;  // four pages a box: (2 · slots, 8, D / 64, 8, 64)
+  CUtensorMap pages;   // (8 · slots, 2, D / 64, 8, 64)
+  CUtensorMap edges;   // 8 rows of a page from any row on: (1, 8 · slots, D / 64, 16, 64)
 };
 
 // The rows of an item: neighbouring query blocks of 64 of one head.
@@ -92,8 +104,8 @@ struct ItemRows {
 // Positions of the keys of a gathered tile.
 template <class C, bool kGathers = C::kGathers>
 struct GatheredKeys {
-  int gathered;  // 1: first[0] is the highest position, kAbsent where rows are left over, which hold nothing
-  int position[C::kKeys];
+  int gathered;
+  int position[C::kKeys];  // kAbsent: this row holds nothing
 };
 template <class C>
 struct GatheredKeys<C, false> {};
@@ -106,6 +118,7 @@ struct KeyTile : GatheredKeys<C> {
   static constexpr int kAbsent = 1 << 30;  // as `first`: no keys in this part
   ItemRows<C> rows;
   int last;  // 1: the item's last tile
+  int top;   // of lists: the highest position; kAbsent where some row of the tile holds nothing
   int first[C::kParts];
 };
 
@@ -114,7 +127,7 @@ template <class C>
 struct PrefillRing {
   using T = typename C::T;
   alignas(1024) T q[C::kRowBlocks][kBlockRows * C::kHeadDim];  // groups of 64 channels: (D / 64, 64, 64)
-  alignas(1024) T k[C::kStages][C::kKeys * C::kHeadDim];       // (D / 64, keys, 64)
+  alignas(1024) T k[C::kStages][C::kKeys * C::kHeadDim];
   alignas(1024) T v[C::kStages][C::kKeys * C::kHeadDim];
   KeyTile<C> tiles[C::kStages];
   std::uint64_t q_full[C::kRowBlocks];

@@ -104,6 +104,7 @@ class ListedColumnKeys : ListedKeys<C> {
 
  public:
   using Arguments = ListArguments;
+  using Maps = ListMaps;
   using Pages::rows;
   static_assert(C::kGathers && C::kKeys % 32 == 0);
   static constexpr int kLaneKeys = C::kKeys / 32;  // lane l looks after rows l, l + 32, …
@@ -160,11 +161,11 @@ class ListedColumnKeys : ListedKeys<C> {
     for (int part = 0; part < kLaneKeys; ++part) tile.position[32 * part + lane] = source.position[part];
     // Positions fall from row to row, and rows that are left over are the last.
     const bool full = __shfl_sync(0xFFFFFFFF, source.position[kLaneKeys - 1], 31) != KeyTile<C>::kAbsent;
-    if (lane == 0) tile.first[0] = full ? source.position[0] : KeyTile<C>::kAbsent;
+    if (lane == 0) tile.top = full ? source.position[0] : KeyTile<C>::kAbsent;
   }
 
   // half: 0 keys, 1 values.
-  static __device__ __forceinline__ void load(const ListArguments& p, const PrefillMaps& maps,
+  static __device__ __forceinline__ void load(const ListArguments& p, const ListMaps& maps,
                                               typename C::T* target, std::uint64_t* full, const Tile& source,
                                               int half) {
     if (!source.gathered) return Pages::load(p, maps, target, full, source.pages, half);
@@ -179,7 +180,7 @@ class ListedColumnKeys : ListedKeys<C> {
     const char* const pool =
         static_cast<const char*>(p.pool) + half * kBlockTokens * kRowBytes + piece * kPiece;
     const std::uint32_t group =
-        ptx::shared_address(target) + static_cast<std::uint32_t>(piece / kGroupPieces) * C::kKeys * 128;
+        ptx::shared_address(target) + static_cast<std::uint32_t>(piece / kGroupPieces) * C::kGroupBytes;
 #pragma unroll
     for (int part = 0; part < kLaneKeys; ++part) {
 #pragma unroll 4
@@ -190,7 +191,7 @@ class ListedColumnKeys : ListedKeys<C> {
         // A slot is 64 rows of keys and 64 of values.
         const std::int64_t pool_row =
             there ? std::int64_t{key / kBlockTokens} * (2 * kBlockTokens) + key % kBlockTokens : 0;
-        const std::uint32_t place = group + (32 * part + row) * 128 +
+        const std::uint32_t place = group + (32 * part + row) / 8 * C::kEightRowsBytes + row % 8 * 128 +
                                     static_cast<std::uint32_t>((piece ^ row) % kGroupPieces) * kPiece;
         ptx::copy_16_bytes(place, pool + pool_row * kRowBytes, there);
       }

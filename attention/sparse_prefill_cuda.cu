@@ -9,6 +9,7 @@
 #include "attention/block_prefill_cuda.hpp"
 #include "attention/prefill_kernel.cuh"
 #include "attention/sparse_prefill_keys.cuh"
+#include "attention/tensor_map.hpp"
 #include "runtime/core/cuda_launch.hpp"
 #include "runtime/core/error.hpp"
 
@@ -17,9 +18,9 @@ namespace tessera::cuda {
 // sparse_prefill_cuda_bf16.cu, sparse_prefill_cuda_f16.cu; with columns sparse_prefill_columns_bf16.cu,
 // sparse_prefill_columns_f16.cu
 template <typename T, bool kColumns>
-void sparse_prefill_by_head_dim(const ListArguments& a, const PrefillMaps& maps, int head_dim,
+void sparse_prefill_by_head_dim(const ListArguments& a, const ListMaps& maps, int head_dim,
                                 int rows_per_block, int multiprocessors, StreamView stream);
-using SparsePrefillRun = void(const ListArguments&, const PrefillMaps&, int, int, int, StreamView);
+using SparsePrefillRun = void(const ListArguments&, const ListMaps&, int, int, int, StreamView);
 extern template SparsePrefillRun sparse_prefill_by_head_dim<__nv_bfloat16, false>;
 extern template SparsePrefillRun sparse_prefill_by_head_dim<__half, false>;
 extern template SparsePrefillRun sparse_prefill_by_head_dim<__nv_bfloat16, true>;
@@ -260,6 +261,30 @@ bool by_warps(const SparsePrefillParams& p) {
   return p.lists.rows_per_block < kQueryBlockRows;
 }
 
+// Boxes of all channels: of a block, of a page, and of 8 rows of a page.
+ListMaps list_maps(const SparsePrefillParams& p) {
+  constexpr std::uint64_t kElement = 2;  // bytes
+  constexpr std::uint64_t kGroupBytes = kBoxChannels * kElement;
+  const std::uint64_t row_bytes = static_cast<std::uint64_t>(p.kv.head_dim) * kElement;
+  const auto groups = static_cast<std::uint32_t>(p.kv.head_dim / kBoxChannels);
+  const auto halves = 2 * static_cast<std::uint64_t>(p.pool_slots);  // blocks of keys or of values
+  const auto boxes = [&](std::uint64_t rows) {
+    return make_tensor_map_5d({p.kv.slots,
+                               p.kv.dtype,
+                               {kBoxChannels, 8, groups, rows / 8, halves * kBlockTokens / rows},
+                               {row_bytes, kGroupBytes, 8 * row_bytes, rows * row_bytes},
+                               {kBoxChannels, 8, groups, static_cast<std::uint32_t>(rows / 8), 1}});
+  };
+  const PrefillMaps dense = prefill_maps(p.q, p.heads, p.tokens, p.q_row_stride, p.kv, p.pool_slots);
+  const std::uint64_t page_bytes = kPageTokens * row_bytes;
+  return {dense, boxes(kBlockTokens), boxes(kPageTokens),
+          make_tensor_map_5d({p.kv.slots,
+                              p.kv.dtype,
+                              {kBoxChannels, kPageTokens, groups, halves * kBlockPages, 1},
+                              {row_bytes, kGroupBytes, page_bytes, page_bytes},
+                              {kBoxChannels, 8, groups, 1, 1}})};
+}
+
 bool check_sparse_prefill(const SparsePrefillParams& p) {
   constexpr std::int64_t kMostTokens = 1 << 29;  // positions and their differences fit in int
   constexpr std::int64_t kMostSlots = 1 << 27;   // pages of the pool fit in int
@@ -353,7 +378,7 @@ void sparse_prefill_attention(const SparsePrefillParams& p) {
   const bool columns = p.lists.columns != nullptr;
   if (columns) find_seen_pages(p, a);
   order_items(p, a);
-  const PrefillMaps maps = prefill_maps(p.q, p.heads, p.tokens, p.q_row_stride, p.kv, p.pool_slots);
+  const ListMaps maps = list_maps(p);
   SparsePrefillRun* const runs[2][2] = {
       {sparse_prefill_by_head_dim<__half, false>, sparse_prefill_by_head_dim<__half, true>},
       {sparse_prefill_by_head_dim<__nv_bfloat16, false>, sparse_prefill_by_head_dim<__nv_bfloat16, true>}};

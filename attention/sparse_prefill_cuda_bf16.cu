@@ -2,9 +2,8 @@
 
 namespace tessera::cuda {
 
-template void sparse_prefill_by_head_dim<__nv_bfloat16, false>(const ListArguments& a,
-                                                               const PrefillMaps& maps, int head_dim,
-                                                               int rows_per_block, int multiprocessors,
-                                                               StreamView stream);
+template void sparse_prefill_by_head_dim<__nv_bfloat16, false>(const ListArguments& a, const ListMaps& maps,
+                                                               int head_dim, int rows_per_block,
+                                                               int multiprocessors, StreamView stream);
 
 }  // namespace tessera::cuda

@@ -2,7 +2,7 @@
 
 namespace tessera::cuda {
 
-template void sparse_prefill_by_head_dim<__half, false>(const ListArguments& a, const PrefillMaps& maps,
+template void sparse_prefill_by_head_dim<__half, false>(const ListArguments& a, const ListMaps& maps,
                                                         int head_dim, int rows_per_block, int multiprocessors,
                                                         StreamView stream);
 

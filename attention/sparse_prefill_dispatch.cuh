@@ -36,13 +36,13 @@ struct ListedConfig<T, 256, 64, kColumns>
     : PrefillConfig<T, 256, 2, 64, 1, false, 8, 0, kPageTokens, 2, kColumns> {};
 
 template <class C>
-void launch_lists(const ListArguments& a, const PrefillMaps& maps, int multiprocessors, StreamView stream) {
+void launch_lists(const ListArguments& a, const ListMaps& maps, int multiprocessors, StreamView stream) {
   using Keys = std::conditional_t<C::kGathers, ListedColumnKeys<C>, ListedKeys<C>>;
   launch_prefill_kernel<C, Keys>(a, maps, multiprocessors, stream);
 }
 
 template <typename T, int kHeadDim, bool kColumns>
-void launch_listed(const ListArguments& a, const PrefillMaps& maps, int rows_per_block, int multiprocessors,
+void launch_listed(const ListArguments& a, const ListMaps& maps, int rows_per_block, int multiprocessors,
                    StreamView stream) {
   if (rows_per_block == kQueryBlockRows) {
     launch_lists<ListedConfig<T, kHeadDim, 64, kColumns>>(a, maps, multiprocessors, stream);
@@ -52,7 +52,7 @@ void launch_listed(const ListArguments& a, const PrefillMaps& maps, int rows_per
 }
 
 template <typename T, bool kColumns>
-void sparse_prefill_by_head_dim(const ListArguments& a, const PrefillMaps& maps, int head_dim,
+void sparse_prefill_by_head_dim(const ListArguments& a, const ListMaps& maps, int head_dim,
                                 int rows_per_block, int multiprocessors, StreamView stream) {
   switch (head_dim) {
     case 64:

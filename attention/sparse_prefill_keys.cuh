@@ -163,6 +163,7 @@ template <class C>
 class ListedKeys {
  public:
   using Arguments = ListArguments;
+  using Maps = ListMaps;
   static_assert(C::kPartRows == kPageTokens && C::kParts <= 32);
 
   // Lane l looks after part l.
@@ -180,7 +181,8 @@ class ListedKeys {
 
   __device__ __forceinline__ Tile take(bool& more) {
     const ListedPages::Page page = pages_.template take<C::kParts>(more);
-    // A page that is not there is fetched from behind its rows, and arrives as zeros.
+    // A page that is not there is fetched from behind its rows, and arrives as zeros, as do rows that do not
+    // exist: those are fetched from before the page, and the page stands at the end of its rows.
     Tile tile = {0, KeyTile<C>::kAbsent, kPageTokens};
     if (page.block < 0) return tile;
     const int begin = page.block * kBlockTokens + page.page * kPageTokens;
@@ -193,32 +195,37 @@ class ListedKeys {
   static __device__ __forceinline__ void describe(const Tile& source, KeyTile<C>& tile) {
     const int lane = static_cast<int>(threadIdx.x % 32);
     if (lane < C::kParts) tile.first[lane] = source.first;
+    // kAbsent and what stands at the end of its rows: some row holds nothing.
+    const bool whole = source.first != KeyTile<C>::kAbsent && source.first % kPageTokens == 0;
+    const int end = whole ? source.first + kPageTokens - 1 : KeyTile<C>::kAbsent;
+    const auto top = __reduce_max_sync(0xFFFFFFFF, lane < C::kParts ? end : 0);
+    if (lane == 0) tile.top = top;
   }
 
   // half: 0 keys, 1 values.
-  static __device__ __forceinline__ void load(const PrefillArguments&, const PrefillMaps& maps,
+  static __device__ __forceinline__ void load(const PrefillArguments&, const ListMaps& maps,
                                               typename C::T* target, std::uint64_t* full, const Tile& source,
                                               int half) {
     const int lane = static_cast<int>(threadIdx.x % 32);
     if (lane == 0) announce<C>(full);
     __syncwarp();
     if (lane >= C::kParts || source.boxes == 0) return;
-    typename C::T* const rows = target + lane * kPageTokens * kBoxChannels;
+    typename C::T* const rows = target + lane * kPageTokens * C::kHeadDim;
     if (source.boxes == kBlockTokens) {
-#pragma unroll
-      for (int g = 0; g < C::kGroups; ++g) {
-        ptx::load_box_3d(rows + g * C::kKeys * kBoxChannels, &maps.pool, full, g * kBoxChannels, 0,
-                         source.page / kBlockPages + half, ptx::kEvictLast);
-      }
-    } else {
-      const int missing = -source.first & (kPageTokens - 1);
-      const int row = source.first == KeyTile<C>::kAbsent ? kPageTokens : -missing;
-#pragma unroll
-      for (int g = 0; g < C::kGroups; ++g) {
-        ptx::load_box_3d(rows + g * C::kKeys * kBoxChannels, &maps.pages, full, g * kBoxChannels, row,
-                         source.page + kBlockPages * half, ptx::kEvictLast);
-      }
+      ptx::load_box_5d(rows, &maps.blocks, full, {0, 0, 0, 0, source.page / kBlockPages + half},
+                       ptx::kEvictLast);
+      return;
     }
+    const int page = source.page + kBlockPages * half;
+    const int missing = -source.first & (kPageTokens - 1);
+    if (missing == 0) {
+      const int eight = source.first == KeyTile<C>::kAbsent ? 2 : 0;
+      ptx::load_box_5d(rows, &maps.pages, full, {0, 0, 0, eight, page}, ptx::kEvictLast);
+      return;
+    }
+    ptx::load_box_5d(rows, &maps.edges, full, {0, -missing, 0, page, 0}, ptx::kEvictLast);
+    ptx::load_box_5d(rows + 8 * C::kHeadDim, &maps.edges, full, {0, 8 - missing, 0, page, 0},
+                     ptx::kEvictLast);
   }
 
  protected:

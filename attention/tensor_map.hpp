@@ -13,15 +13,19 @@ namespace tessera::cuda {
 
 // A tensor of 2-byte elements in global memory, innermost dimension first and contiguous, and the box that
 // one copy moves. The innermost side of the box is 64 elements (128 bytes, what the swizzle spans).
-struct TensorMap3d {
-  const void* base = nullptr;              // aligned to 16 bytes
-  DType dtype = DType::kBF16;              // kBF16 or kF16
-  std::array<std::uint64_t, 3> sizes{};    // elements
-  std::array<std::uint64_t, 2> strides{};  // bytes, of the second and third dimension: multiples of 16
-  std::array<std::uint32_t, 3> box{64, 1, 1};
+template <std::size_t kRank>
+struct TensorMapOf {
+  const void* base = nullptr;                      // aligned to 16 bytes
+  DType dtype = DType::kBF16;                      // kBF16 or kF16
+  std::array<std::uint64_t, kRank> sizes{};        // elements
+  std::array<std::uint64_t, kRank - 1> strides{};  // bytes, from the second dimension on: multiples of 16
+  std::array<std::uint32_t, kRank> box{};
 };
+using TensorMap3d = TensorMapOf<3>;
+using TensorMap5d = TensorMapOf<5>;
 
 // 128-byte swizzle, zeros outside of the tensor.
 CUtensorMap make_tensor_map(const TensorMap3d& tensor);
+CUtensorMap make_tensor_map_5d(const TensorMap5d& tensor);
 
 }  // namespace tessera::cuda

@@ -61,22 +61,27 @@ __global__ void __launch_bounds__(kJoinThreads) join_kernel(const WindowArgument
 }
 
 template <typename T, int kHeadDim>
-void run_passes(const WindowArguments& a, const WindowMaps& maps, StreamView stream) {
+void run_passes(const WindowArguments& a, const WindowMaps& maps, WindowUse use, StreamView stream) {
   const auto pairs = static_cast<unsigned>(a.heads * a.row_tiles);
   launch_window_pass<T, kHeadDim, false>(a, maps, stream);
   launch(join_kernel, {.grid = dim3(pairs, kWindowRows / kJoinRows), .block = kJoinThreads}, stream, a);
-  launch_window_pass<T, kHeadDim, true>(a, maps, stream);
+  if (use == WindowUse::kLines) {
+    launch_window_pass<T, kHeadDim, true>(a, maps, stream);
+  } else {
+    launch_window_pass<T, kHeadDim, true, false, true>(a, maps, stream);
+  }
 }
 
 template <typename T>
-void run_by_head_dim(const WindowArguments& a, const WindowMaps& maps, int head_dim, StreamView stream) {
+void run_by_head_dim(const WindowArguments& a, const WindowMaps& maps, int head_dim, WindowUse use,
+                     StreamView stream) {
   switch (head_dim) {
     case 64:
-      return run_passes<T, 64>(a, maps, stream);
+      return run_passes<T, 64>(a, maps, use, stream);
     case 128:
-      return run_passes<T, 128>(a, maps, stream);
+      return run_passes<T, 128>(a, maps, use, stream);
     default:
-      return run_passes<T, 256>(a, maps, stream);
+      return run_passes<T, 256>(a, maps, use, stream);
   }
 }
 
@@ -106,7 +111,7 @@ void window_sums_on_device(const DeviceWindowSumsParams& p) {
   const std::size_t bytes = static_cast<std::size_t>(problem.lists() * problem.tokens) * sizeof(Fixed);
   if (bytes == 0) return;
   fill_bytes(p.columns, 0, bytes, p.stream);
-  fill_bytes(p.diagonals, 0, bytes, p.stream);
+  if (problem.use == WindowUse::kLines) fill_bytes(p.diagonals, 0, bytes, p.stream);
   if (problem.rows() == 0) return;
   int major = 0;
   int multiprocessors = 0;
@@ -119,7 +124,7 @@ void window_sums_on_device(const DeviceWindowSumsParams& p) {
   const WindowArguments a = window_arguments(p, multiprocessors);
   const WindowMaps maps = window_maps(p);
   const auto run = p.kv.dtype == DType::kBF16 ? run_by_head_dim<__nv_bfloat16> : run_by_head_dim<__half>;
-  run(a, maps, problem.head_dim, p.stream);
+  run(a, maps, problem.head_dim, problem.use, p.stream);
 }
 
 }  // namespace tessera::cuda

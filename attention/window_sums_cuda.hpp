@@ -8,7 +8,9 @@
 //   p_ij    2^(c·s_ij − L_i), fp32
 //   groups of 16 keys (position / 16) by 128 rows of the window are summed by key and by diagonal in fp32, in
 //   one order, and those sums join as Fixed
-// They differ from exact sums by about 1e-6 relative where logits are below 30, and more in proportion above.
+// Methods that keep tokens want sums by key alone, of probabilities rounded to the dtype of the model, or the
+// largest of them; these are rounded after the exponential.
+// Sums differ from exact ones by about 1e-6 relative where logits are below 30, and more in proportion above.
 #pragma once
 
 #include <cstddef>
@@ -20,13 +22,20 @@
 
 namespace tessera::cuda {
 
+enum class WindowUse : std::uint8_t {
+  kLines,    // vertical_slash, flexprefill: by key and by diagonal
+  kTokens,   // snapkv, pyramidkv: by key, p rounded to the dtype
+  kLargest,  // ada_snapkv: the largest p of each key, rounded likewise
+};
+
 struct WindowSumsProblem {
   std::int64_t tokens = 0;   // S, at most 2^22
   int heads = 0;             // H; head h reads KV head h / (H / K)
   int kv_heads = 0;          // K
   int head_dim = 0;          // D: 64, 128 or 256
   std::int64_t window = 0;   // w: the last min(w, S) queries count
-  bool share_group = false;  // the heads of a KV head are summed
+  bool share_group = false;  // the heads of a KV head are summed, or compared
+  WindowUse use = WindowUse::kLines;
 
   constexpr int lists() const { return share_group ? kv_heads : heads; }
   constexpr std::int64_t rows() const { return window < tokens ? window : tokens; }
@@ -42,7 +51,7 @@ struct DeviceWindowSumsParams {
   float scale = 0;                // > 0
   void* workspace = nullptr;      // window_sums_workspace bytes, aligned to 16; contents do not matter
   Fixed* columns = nullptr;       // (lists, S): [j] = Σ_i p_ij
-  Fixed* diagonals = nullptr;     // (lists, S): [o] = Σ_i p_i,pos_i−o
+  Fixed* diagonals = nullptr;     // (lists, S): [o] = Σ_i p_i,pos_i−o; kLines alone
   StreamView stream;
 };
 

@@ -54,6 +54,7 @@ struct WindowArguments {
   float* logarithms;  // (H · row_tiles, 128): L_i; +inf in rows past the window
   Fixed* columns;     // (lists, S)
   Fixed* diagonals;   // (lists, S)
+  bool largest;       // of each key, instead of the sum
 };
 
 struct WindowMaps {
@@ -183,6 +184,32 @@ __device__ __forceinline__ void add_to_columns(const float (&probabilities)[kWin
   if (mine < tokens) add_fixed(columns + mine, lane % 4 == 0 ? first : second);
 }
 
+// As the model's dtype has them.
+template <typename T>
+__device__ __forceinline__ void round_all(float (&probabilities)[kWindowRows / 2]) {
+#pragma unroll
+  for (float& p : probabilities) p = static_cast<float>(static_cast<T>(p));
+}
+
+__device__ __forceinline__ void largest_of_columns(const float (&probabilities)[kWindowRows / 2], int key,
+                                                   int tokens, Fixed* columns) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  float largest[2] = {};
+#pragma unroll
+  for (int j = 0; j < kWindowRows / 8; ++j) {
+#pragma unroll
+    for (int a = 0; a < 2; ++a)
+      largest[a] = fmaxf(largest[a], fmaxf(probabilities[4 * j + 2 * a], probabilities[4 * j + 2 * a + 1]));
+  }
+  const float first = quad_max(largest[0]);
+  const float second = quad_max(largest[1]);
+  if (lane % 4 >= 2) return;
+  const int mine = key + lane / 4 + lane % 4 * 8;
+  const long long fixed = __float2ll_rn((lane % 4 == 0 ? first : second) * 0x1p40F);
+  if (mine < tokens && fixed != 0)
+    atomicMax(reinterpret_cast<unsigned long long*>(columns + mine), static_cast<unsigned long long>(fixed));
+}
+
 // Row 8j + 2q + e less key g + 8a is 8i + u − 8, with i = j − a + 1 in 0 … 16 and u = 2q + e − g in −7 … 7;
 // with u = rest − 8 · (u < 0) it is 8k + rest − 16, k = i + 1 − (u < 0) in 0 … 17. Of each k and rest, 4
 // lanes by 2 values of e hold a part: three exchanges, each of which halves what a lane has left, leave k =
@@ -254,8 +281,9 @@ __device__ __forceinline__ void multiply_shared(float (&scores)[64], std::uint32
   ptx::fence_registers(scores);
 }
 
-// Grid (H · row_tiles, ranges of chunks). kSums: the second pass.
-template <typename T, int kHeadDim, bool kSums, bool kRing = true>
+// Grid (H · row_tiles, ranges of chunks). kSums: the second pass; kTokens: of rounded probabilities, by key
+// alone.
+template <typename T, int kHeadDim, bool kSums, bool kRing = true, bool kTokens = false>
 __global__ void __launch_bounds__(kWindowThreads, kHeadDim == 256 ? 1 : 2)
     window_kernel(const WindowArguments p, const __grid_constant__ WindowMaps maps) {
   extern __shared__ __align__(1024) unsigned char memory[];
@@ -326,7 +354,7 @@ __global__ void __launch_bounds__(kWindowThreads, kHeadDim == 256 ? 1 : 2)
   const int half = thread / 128;  // which warpgroup
   const std::int64_t list = head / p.heads_a_list;
   Fixed* const columns = kSums ? p.columns + list * p.tokens : nullptr;
-  Fixed* const diagonals = kSums ? p.diagonals + list * p.tokens : nullptr;
+  Fixed* const diagonals = kSums && !kTokens ? p.diagonals + list * p.tokens : nullptr;
   ChunkSum* const sums = kSums ? nullptr : p.sums + static_cast<std::int64_t>(pair) * p.chunks * kWindowRows;
   // Offset of place 0 of the ring, and how many regions have been taken from it.
   const int first_offset = first_position - begin * kWindowKeys + kWindowRows - 1;
@@ -376,14 +404,24 @@ __global__ void __launch_bounds__(kWindowThreads, kHeadDim == 256 ? 1 : 2)
       to_probabilities(scores, s.logarithms, p.scale_log2);
       const int key = first_key + thread / 32 * 16;  // of the warp
       if (newer) hide_keys(scores, key, first_position, p.tokens);
-      add_to_columns(scores, key, p.tokens, columns);
-      add_to_diagonals(scores, first_position - key, [&](int offset, float sum) {
-        if constexpr (kRing) {
-          s.diagonals.add(static_cast<unsigned>(first_offset - offset), sum);
-        } else if (offset >= 0 && offset < p.tokens) {
-          add_fixed(diagonals + offset, sum);
+      if constexpr (kTokens) {
+        static_assert(!kRing);
+        round_all<T>(scores);
+        if (p.largest) {
+          largest_of_columns(scores, key, p.tokens, columns);
+        } else {
+          add_to_columns(scores, key, p.tokens, columns);
         }
-      });
+      } else {
+        add_to_columns(scores, key, p.tokens, columns);
+        add_to_diagonals(scores, first_position - key, [&](int offset, float sum) {
+          if constexpr (kRing) {
+            s.diagonals.add(static_cast<unsigned>(first_offset - offset), sum);
+          } else if (offset >= 0 && offset < p.tokens) {
+            add_fixed(diagonals + offset, sum);
+          }
+        });
+      }
     } else {
       if (newer) {
         const int row = first_position + thread / 32 * 16 + thread % 32 / 4;
@@ -448,12 +486,13 @@ inline WindowArguments window_arguments(const DeviceWindowSumsParams& p, int mul
   a.logarithms = reinterpret_cast<float*>(a.sums + chunk_sums_of(problem));
   a.columns = p.columns;
   a.diagonals = p.diagonals;
+  a.largest = problem.use == WindowUse::kLargest;
   return a;
 }
 
-template <typename T, int kHeadDim, bool kSums, bool kRing = true>
+template <typename T, int kHeadDim, bool kSums, bool kRing = true, bool kTokens = false>
 void launch_window_pass(const WindowArguments& a, const WindowMaps& maps, StreamView stream) {
-  launch(window_kernel<T, kHeadDim, kSums, kRing>,
+  launch(window_kernel<T, kHeadDim, kSums, kRing, kTokens>,
          {.grid = dim3(static_cast<unsigned>(a.heads * a.row_tiles),
                        static_cast<unsigned>(ceil_div(a.chunks, a.range_chunks))),
           .block = dim3(kWindowThreads),

@@ -14,7 +14,7 @@
 #include "attention/budget.hpp"
 #include "jobs/tasks/task.hpp"
 #include "parallel/communicator.hpp"
-#include "runtime/model/transformer.hpp"
+#include "runtime/model/language_model.hpp"
 
 namespace tessera {
 

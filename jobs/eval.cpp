@@ -194,10 +194,6 @@ void EvalRun::check() {
 }
 
 void EvalRun::check_gpu_run() {
-  if (!options_.dump_selections.empty() || !options_.diagnose.empty()) {
-    throw UsageError(
-        "--dump-selections and --diagnose look into the attention of the CPU backend; use --device cpu");
-  }
   const DType dtype = model_->config.dtype;
   if (!options_.weights_dtype.as_file || (options_.kv_dtype != DType::kF32 && options_.kv_dtype != dtype)) {
     throw UsageError(
@@ -236,17 +232,24 @@ void EvalRun::calibrate_budgets() {
   log_->info("calibrating on {} prompts", prompts.size());
   RunShape run = run_shape(options_, shape_, max_tokens_);
   run.batch = 1;
-  Replica replica(*model_, attention_->plan, run, weights_, grid_, meter_);
+  std::optional<Replica> on_cpu;
+  std::unique_ptr<LanguageModel> on_device;
+  if (device_) {
+    on_device = device_->make_model(model_->rope.rope, attention_->plan, run);
+  } else {
+    on_cpu.emplace(*model_, attention_->plan, run, weights_, grid_, meter_);
+  }
+  LanguageModel& model = device_ ? *on_device : on_cpu->transformer;
   const auto prefill = [&](std::span<const std::int32_t> tokens, std::span<const MethodSettings> ladder,
                            std::vector<PairTotals>* totals) {
     const std::int64_t length = static_cast<std::int64_t>(tokens.size());
     const SequencePartition partition(length, shape_.sp);
-    const int sequence = replica.cache.add_sequence(max_tokens_);
+    const int sequence = model.add_sequence(max_tokens_);
     std::vector<float> logits;
-    replica.transformer.set_ladder(ladder, totals);
-    replica.transformer.prefill({sequence, &partition, tokens, {}}, logits);
-    replica.transformer.set_ladder({}, nullptr);
-    replica.cache.remove_sequence(sequence);
+    model.set_ladder(ladder, totals);
+    model.prefill({sequence, &partition, tokens, {}}, logits);
+    model.set_ladder({}, nullptr);
+    model.remove_sequence(sequence);
   };
   calibrate(*attention_, prompts.size(),
             ladder_over_prompts(*world_, grid_.place.dp, shape_.dp, prompts, prefill));
@@ -294,7 +297,9 @@ void EvalRun::load() {
   std::optional<std::uint64_t> seed;
   if (options_.weights.random) seed = options_.weights.seed;
   if (on_gpu()) {
-    device_ = load_device_replica(model_->config, {options_.model, seed, machine_share()}, meter_);
+    device_ = load_device_replica(
+        model_->config,
+        {options_.model, seed, machine_share(), grid_.tp.get(), world_->rank(), options_.timeout_s}, meter_);
   } else {
     LoadOptions load;
     load.random_seed = seed;
@@ -374,18 +379,20 @@ void EvalRun::work_on_requests() {
     on_device = device_->make_model(model_->rope.rope, attention_->plan, run);
   } else {
     on_cpu.emplace(*model_, attention_->plan, run, weights_, grid_, meter_);
-    if (!options_.dump_selections.empty() && grid_.place.dp == 0) {
-      dump.emplace(options_.dump_selections, model_->config, attention_->plan, grid_);
-      on_cpu->transformer.set_selection_listener(&*dump);
-    }
   }
   LanguageModel& model = device_ ? *on_device : on_cpu->transformer;
+  if (!options_.dump_selections.empty() && grid_.place.dp == 0) {
+    dump.emplace(options_.dump_selections, model_->config, attention_->plan, grid_);
+    model.set_selection_listener(&*dump);
+  }
   Engine engine(model, grid_, meter_, {options_.batch, model_->config.eos_ids});
 
   Watchdog watchdog(std::chrono::milliseconds(static_cast<std::int64_t>(options_.timeout_s * 1000)),
                     world_->rank(), host_name());
-  model.set_listener([&watchdog](Phase, int layer, Operation operation) {
-    const bool waits = operation == Operation::kExchange || operation == Operation::kCollective ||
+  // Any wait for a GPU may be one for another rank whose collective is ahead of it.
+  const bool always = device_ && shape_.tp > 1;
+  model.set_listener([&watchdog, always](Phase, int layer, Operation operation) {
+    const bool waits = always || operation == Operation::kExchange || operation == Operation::kCollective ||
                        operation == Operation::kEstimate || operation == Operation::kSelect;
     watchdog.beat(name_of(operation), layer, waits);
   });

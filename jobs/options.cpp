@@ -322,8 +322,16 @@ void add_gpu_bench_options(OptionSet& set, BenchOptions& o) {
   }
   if (o.kind == Kind::kEndToEnd) {
     set.integer("batch", &o.batch, 1, 64, "sequences that decode together");
+    set.text("prefill", &o.prefill, "METHOD", "a prefill method: " + method_names(Phase::kPrefill));
+    set.custom("prefill-sparsity", OptionKind::kReal, "X", "as the parameters give it",
+               "target sparsity of prefill, solved on the prompt that is timed",
+               [&o](const OptionValue& value) {
+                 o.prefill_sparsity = parse_real(value.words.front());
+                 if (!o.prefill_sparsity || *o.prefill_sparsity < 0 || *o.prefill_sparsity >= 1)
+                   throw UsageError("{}: '{}' is not in [0, 1)", value.where, value.words.front());
+               });
     set.text("decode", &o.decode, "METHOD", "a decode method: " + method_names(Phase::kDecode));
-    set.settings("set", &o.settings, "a native parameter of the method, METHOD.NAME=VALUE; may be repeated");
+    set.settings("set", &o.settings, "a native parameter of a method, METHOD.NAME=VALUE; may be repeated");
   }
   set.text("trace", &o.trace, "FILE.h5", "also write the rows to an HDF5 file");
 }
@@ -386,6 +394,18 @@ OptionSet bench_options(BenchOptions& o) {
   return set;
 }
 
+// Of e2e: methods and their parameters are known, and a target is one of a sparse method.
+void check_bench_methods(const BenchOptions& o) {
+  const Method& prefill = find_method(Phase::kPrefill, o.prefill);
+  MethodSettings(prefill, o.settings);
+  MethodSettings(find_method(Phase::kDecode, o.decode), o.settings);
+  if (!o.prefill_sparsity) return;
+  if (prefill.unit == SelectUnit::kAll) {
+    throw UsageError("--prefill-sparsity {}: {} is dense; choose a method by --prefill", *o.prefill_sparsity,
+                     o.prefill);
+  }
+}
+
 ParsedCommand parse_bench(const std::vector<std::string>& words, BenchOptions::Kind kind) {
   constexpr int kGpuRepeats = 15;
   BenchOptions o;
@@ -396,15 +416,15 @@ ParsedCommand parse_bench(const std::vector<std::string>& words, BenchOptions::K
   const bool whole_model = kind == BenchOptions::Kind::kEndToEnd || kind == BenchOptions::Kind::kLoad;
   if (on_gpu && !whole_model && !set.was_given("repeats")) o.repeats = kGpuRepeats;
   if (!on_gpu) {
-    for (const char* name : {"shapes", "path", "batch", "decode", "set", "trace"}) {
+    for (const char* name :
+         {"shapes", "path", "batch", "prefill", "prefill-sparsity", "decode", "set", "trace"}) {
       if (set.was_given(name)) throw UsageError("--{}: this bench takes it with --device cuda alone", name);
     }
     const bool needs_model = kind == BenchOptions::Kind::kGemm || kind == BenchOptions::Kind::kAttention;
     if (needs_model && o.model.empty())
       throw UsageError("--model DIR is missing: on the CPU a Hugging Face directory gives the shapes");
   }
-  if (kind == BenchOptions::Kind::kEndToEnd)
-    MethodSettings(find_method(Phase::kDecode, o.decode), o.settings);
+  if (kind == BenchOptions::Kind::kEndToEnd) check_bench_methods(o);
   return o;
 }
 

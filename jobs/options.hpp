@@ -142,8 +142,10 @@ struct BenchOptions {
   int warps = 0;                           // decode, select: of attention; 0: as chosen for the shape
   int stages = 0;
   int batch = 1;                                // e2e
+  std::string prefill = "dense";                // e2e: a prefill method
   std::string decode = "dense";                 // e2e: a decode method
-  std::map<std::string, std::string> settings;  // of that
+  std::map<std::string, std::string> settings;  // of these
+  std::optional<double> prefill_sparsity;       // e2e: a target, solved on the bench's own prompt
   std::string trace;                            // HDF5 file to write; empty: none
 };
 

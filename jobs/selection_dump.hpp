@@ -12,7 +12,9 @@
 #include <string>
 
 #include "jobs/selection_file.hpp"
-#include "runtime/model/transformer.hpp"
+#include "parallel/grid.hpp"
+#include "runtime/model/attention_plan.hpp"
+#include "runtime/model/selection_listener.hpp"
 
 namespace tessera {
 
@@ -26,6 +28,8 @@ class SelectionDump final : public SelectionListener {
 
   // Layers come in ascending order: one that is not above the last begins another sample or step, and from
   // there on nothing is written.
+  bool wants_prefill() const override { return !prefill_done_; }
+  bool wants_decode() const override { return !decode_done_; }
   void prefill_layer(const PrefillLayer& layer) override;
   void decode_layer(const DecodeLayer& layer) override;
 

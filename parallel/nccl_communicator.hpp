@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -34,16 +35,29 @@ struct NcclOptions {
   Device device;
   std::string name = "world";  // of the group, for messages: "tp"
   int world_rank = 0;          // of this process, for messages
-  // For all ranks to join, and in wait() for what was enqueued: past it this rank aborts and throws.
+  // For all ranks to join, and in wait() for what was enqueued: past it this rank aborts and throws. Zero or
+  // less: no limit.
   std::chrono::milliseconds timeout{60000};
+};
+
+// What a stream is waited for with.
+struct NcclWait {
+  std::string_view operation;
+  // How far the stream is, as a number that grows: the deadline counts from its last change. May be empty.
+  std::function<std::uint64_t()> progress;
+  // Where the stream stands, in words, asked when the wait fails: "prefill, layer 3 mlp". May be empty.
+  std::function<std::string()> place;
 };
 
 class NcclCommunicator {
  public:
   // Collective over `host`: its rank 0 makes the id. PeerError when not all ranks joined within the timeout,
-  // or NCCL failed; the message names rank, group and operation.
+  // or NCCL failed; the message names rank, group and operation. A rank that waits in `host` past the timeout
+  // cannot throw: it prints a line and the process ends with code 5.
   NcclCommunicator(Communicator& host, const NcclOptions& options);
-  ~NcclCommunicator();  // aborts what is under way: wait() before where results matter
+  // Ends in order, once what is enqueued is done; where an exception is under way, or that takes too long,
+  // aborts. Graphs that hold its calls must be gone before.
+  ~NcclCommunicator();
   NcclCommunicator(NcclCommunicator&&) noexcept;
   NcclCommunicator& operator=(NcclCommunicator&&) noexcept;
 
@@ -65,10 +79,16 @@ class NcclCommunicator {
   // PeerError for what has failed so far, here or on a peer that told NCCL; no wait.
   void check();
   // Returns when the stream has done all that it holds. Polls NCCL meanwhile; past the timeout, or on a
-  // failure, aborts and throws a PeerError that names `operation`.
-  void wait(StreamView stream, std::string_view operation);
-  // Ends kernels of this communicator that wait for a peer. Nothing may be asked of it afterwards.
+  // failure, aborts and throws a PeerError that names operation and place, and the ranks of this machine that
+  // have ended or are stopped.
+  void wait(StreamView stream, const NcclWait& what);
+  void wait(StreamView stream, std::string_view operation) { wait(stream, NcclWait{operation, {}, {}}); }
+  // Ends kernels of this communicator that wait for a peer. Nothing may be asked of it afterwards. Should
+  // NCCL not come to an end with that, a line says so and the process ends with code 5.
   void abort() noexcept;
+  // Called before an abort: it gives back the graphs that hold calls of this communicator, for which NCCL
+  // would wait. May be empty.
+  void set_before_abort(std::function<void()> give_back);
 
  private:
   struct State;

@@ -1,13 +1,19 @@
 #include <nccl.h>
+#include <unistd.h>
 
-#include <filesystem>
+#include <exception>
+#include <future>
+#include <memory>
 #include <thread>
 #include <utility>
 
 #include "parallel/nccl_communicator.hpp"
+#include "parallel/peer_processes.hpp"
+#include "parallel/watchdog.hpp"
 #include "runtime/core/cuda_check.hpp"
 #include "runtime/core/cuda_stream.hpp"
 #include "runtime/core/error.hpp"
+#include "runtime/core/host.hpp"
 
 namespace tessera::cuda {
 namespace {
@@ -15,8 +21,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::microseconds kPollStep{100};  // while NCCL works on a call in the background
-// A stream that is waited for is watched without sleep for this long: decode steps end within it.
+// A call is watched without sleep for this long: most are done within it.
+constexpr std::chrono::microseconds kCallSpin{500};
+// Likewise a stream that is waited for: decode steps end within it.
 constexpr std::chrono::milliseconds kSpin{5};
+constexpr std::chrono::seconds kMostForEnding{10};  // of a communicator, in order or by an abort
 
 ncclDataType_t native_type(NcclType type) {
   switch (type) {
@@ -53,12 +62,47 @@ struct NcclCommunicator::State {
   int rank = 0;
   int size = 1;
   ncclComm_t comm = nullptr;
+  PeerProcesses peers;
+  std::function<void()> before_abort;
+  std::string failure;  // what led to an abort
+  int exceptions_at_start = std::uncaught_exceptions();
 
-  ~State() { abort(); }
+  ~State() { close(); }
 
+  // In order. What is left over of it when a rank fails is nobody's concern: that is an abort.
+  void close() noexcept {
+    if (comm == nullptr) return;
+    if (std::uncaught_exceptions() > exceptions_at_start) return abort();
+    const auto deadline = Clock::now() + kMostForEnding;
+    ncclResult_t status = ncclCommFinalize(comm);
+    while (status == ncclInProgress) {
+      if (ncclCommGetAsyncError(comm, &status) != ncclSuccess || Clock::now() > deadline) return abort();
+      if (status == ncclInProgress) std::this_thread::sleep_for(kPollStep);
+    }
+    if (status != ncclSuccess) return abort();
+    ncclCommDestroy(std::exchange(comm, nullptr));
+  }
+
+  // In a thread of its own: NCCL may wait here for what never comes.
   void abort() noexcept {
     if (comm == nullptr) return;
-    ncclCommAbort(std::exchange(comm, nullptr));
+    const ncclComm_t ending = std::exchange(comm, nullptr);
+    try {
+      if (before_abort) before_abort();
+      const auto ended = std::make_shared<std::promise<void>>();
+      const std::future<void> end = ended->get_future();
+      std::thread([ending, ended] {
+        ncclCommAbort(ending);
+        ended->set_value();
+      }).detach();
+      if (end.wait_for(kMostForEnding) == std::future_status::ready) return;
+    } catch (const std::exception&) {
+      // Neither memory nor a thread is left: the process ends below.
+    }
+    std::fprintf(stderr, "tessera: %s%s; NCCL does not end, ending the process\n", place().c_str(),
+                 failure.c_str());
+    std::fflush(stderr);
+    _exit(static_cast<int>(ExitCode::kPeer));
   }
 
   std::string place() const {
@@ -66,12 +110,18 @@ struct NcclCommunicator::State {
                        size);
   }
 
+  bool is_past(Clock::duration waited) const {
+    return options.timeout.count() > 0 && waited > options.timeout;
+  }
+
   [[noreturn]] void fail(std::string_view operation, const std::string& problem) {
-    const std::string where = place();
+    std::string culprits = peers.gone();
+    if (culprits.empty()) {
+      culprits = "another rank has probably ended or is stuck, look for the first error of the job";
+    }
+    failure = fmt::format(": {}: {}; {}", operation, problem, culprits);
     abort();
-    throw PeerError(
-        "{}: {}: {}; another rank has probably ended or is stuck, look for the first error of the job", where,
-        operation, problem);
+    throw PeerError("{}{}", place(), failure);
   }
 
   [[noreturn]] void fail(std::string_view operation, ncclResult_t status) {
@@ -87,14 +137,15 @@ struct NcclCommunicator::State {
 
   // A call of a non-blocking communicator may go on in the background.
   void settle(ncclResult_t status, std::string_view operation) {
-    const auto deadline = Clock::now() + options.timeout;
+    const auto began = Clock::now();
     while (status == ncclInProgress) {
       if (const ncclResult_t asked = ncclCommGetAsyncError(comm, &status); asked != ncclSuccess) {
         fail(operation, asked);
       }
       if (status != ncclInProgress) break;
-      if (Clock::now() > deadline) fail_late(operation);
-      std::this_thread::sleep_for(kPollStep);
+      const auto waited = Clock::now() - began;
+      if (is_past(waited)) fail_late(operation);
+      if (waited > kCallSpin) std::this_thread::sleep_for(kPollStep);
     }
     if (status != ncclSuccess) fail(operation, status);
   }
@@ -121,8 +172,14 @@ NcclCommunicator::NcclCommunicator(Communicator& host, const NcclOptions& option
     ncclUniqueId id;
     std::int32_t status;  // of making it
   } invitation{};
-  if (s.rank == 0) invitation.status = static_cast<std::int32_t>(ncclGetUniqueId(&invitation.id));
-  host.broadcast(&invitation, sizeof invitation, 0);
+  {
+    // A call of MPI cannot be left: what does not come in time ends the process.
+    Watchdog watchdog(options.timeout, options.world_rank, host_name());
+    const Watchdog::Work work = watchdog.work(fmt::format("joining the NCCL group {}", options.name));
+    if (s.rank == 0) invitation.status = static_cast<std::int32_t>(ncclGetUniqueId(&invitation.id));
+    host.broadcast(&invitation, sizeof invitation, 0);
+    s.peers = PeerProcesses(host, options.world_rank);
+  }
   // The same on all ranks: none waits for one that has left.
   if (invitation.status != static_cast<std::int32_t>(ncclSuccess)) {
     s.fail("making the id", static_cast<ncclResult_t>(invitation.status));
@@ -213,27 +270,48 @@ void NcclCommunicator::check() {
   if (status != ncclSuccess && status != ncclInProgress) state_->fail("check", status);
 }
 
-void NcclCommunicator::wait(StreamView stream, std::string_view operation) {
+void NcclCommunicator::wait(StreamView stream, const NcclWait& what) {
   State& s = *state_;
-  s.require_open(operation);
-  const auto began = Clock::now();
+  s.require_open(what.operation);
+  const auto where = [&what] {
+    const std::string place = what.place ? what.place() : std::string();
+    return place.empty() ? std::string(what.operation) : fmt::format("{}, {}", what.operation, place);
+  };
+  auto began = Clock::now();
+  std::uint64_t seen = what.progress ? what.progress() : 0;
   for (;;) {
     const cudaError_t done = cudaStreamQuery(native(stream));
     if (done == cudaSuccess) return;
-    if (done != cudaErrorNotReady) CUDA_CHECK(done);
+    if (done != cudaErrorNotReady) {
+      s.failure = ": " + where() + ": CUDA failed";
+      s.abort();  // first: whoever is told of the error may wait for the stream
+      CUDA_CHECK(done);
+    }
     ncclResult_t status = ncclSuccess;
     if (const ncclResult_t asked = ncclCommGetAsyncError(s.comm, &status); asked != ncclSuccess) {
-      s.fail(operation, asked);
+      s.fail(where(), asked);
     }
-    if (status != ncclSuccess && status != ncclInProgress) s.fail(operation, status);
-    const auto waited = Clock::now() - began;
-    if (waited > s.options.timeout) s.fail_late(operation);
-    if (waited > kSpin) std::this_thread::sleep_for(kPollStep);
+    if (status != ncclSuccess && status != ncclInProgress) s.fail(where(), status);
+    const auto now = Clock::now();
+    if (now - began <= kSpin) continue;
+    if (what.progress) {
+      if (const std::uint64_t reached = what.progress(); reached != seen) {
+        seen = reached;
+        began = now;
+        continue;
+      }
+    }
+    if (s.is_past(now - began)) s.fail_late(where());
+    std::this_thread::sleep_for(kPollStep);
   }
 }
 
 void NcclCommunicator::abort() noexcept {
   state_->abort();
+}
+
+void NcclCommunicator::set_before_abort(std::function<void()> give_back) {
+  state_->before_abort = std::move(give_back);
 }
 
 }  // namespace tessera::cuda

@@ -48,9 +48,10 @@ void NcclCommunicator::exchange(std::span<const SendPart>, std::span<const Recei
   refuse();
 }
 void NcclCommunicator::check() {}
-void NcclCommunicator::wait(StreamView, std::string_view) {
+void NcclCommunicator::wait(StreamView, const NcclWait&) {
   refuse();
 }
 void NcclCommunicator::abort() noexcept {}
+void NcclCommunicator::set_before_abort(std::function<void()>) {}
 
 }  // namespace tessera::cuda

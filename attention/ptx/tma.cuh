@@ -30,4 +30,17 @@ __device__ __forceinline__ void load_box_3d(void* target, const CUtensorMap* map
       : "memory");
 }
 
+struct BoxAt5d {
+  int at[5];  // coordinates, innermost first
+};
+__device__ __forceinline__ void load_box_5d(void* target, const CUtensorMap* map, std::uint64_t* barrier,
+                                            const BoxAt5d& box, std::uint64_t cache_hint) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1, {%3, %4, %5, %6, %7}], [%2], %8;" ::"r"(shared_address(target)),
+      "l"(map), "r"(shared_address(barrier)), "r"(box.at[0]), "r"(box.at[1]), "r"(box.at[2]), "r"(box.at[3]),
+      "r"(box.at[4]), "l"(cache_hint)
+      : "memory");
+}
+
 }  // namespace tessera::cuda::ptx

@@ -47,14 +47,14 @@ __device__ __forceinline__ void fence_registers(std::uint32_t (&values)[kCount])
 //   rows are the M or N index, channels the k index ("K-major"): group_bytes is not used
 //   rows are the k index, channels the N index ("MN-major", kTransposed): group_bytes between groups of 64
 //   channels
+// eight_rows_bytes: from a group of 8 rows to the next.
 // The start may be moved by multiples of 32 bytes along the channels (a k-step of 16 in K-major), and of
 // 16 rows (a k-step in MN-major).
-__device__ __forceinline__ std::uint64_t swizzled_descriptor(std::uint32_t address,
-                                                             std::uint32_t group_bytes) {
-  constexpr std::uint64_t kEightRows = 1024 >> 4;
+__device__ __forceinline__ std::uint64_t swizzled_descriptor(std::uint32_t address, std::uint32_t group_bytes,
+                                                             std::uint32_t eight_rows_bytes = 1024) {
   constexpr std::uint64_t kSwizzle128 = 1;
   return (std::uint64_t{address & 0x3FFFF} >> 4) | (std::uint64_t{group_bytes >> 4} << 16) |
-         (kEightRows << 32) | (kSwizzle128 << 62);
+         (std::uint64_t{eight_rows_bytes >> 4} << 32) | (kSwizzle128 << 62);
 }
 
 // One A fragment (64, 16) of a warpgroup from a tile that TMA wrote with the 128-byte swizzle: rows of 64

@@ -2,9 +2,12 @@
 
 #include <algorithm>
 
+#include "attention/budget.hpp"
 #include "io/rope_config.hpp"
 #include "jobs/bench_gpu/gpu_benches.hpp"
+#include "jobs/calibrate.hpp"
 #include "runtime/core/random.hpp"
+#include "runtime/model/accounting.hpp"
 #include "runtime/model/device_model.hpp"
 #include "runtime/model/memory_needs.hpp"
 
@@ -44,30 +47,89 @@ double bytes_of_step(const ModelConfig& config, const DeviceWeights& weights, co
   return static_cast<double>(weights.bytes()) - embedding + kv;
 }
 
+// What models of one bench share; one is made for each plan.
+struct Bench {
+  const BenchOptions& options;
+  const ModelConfig& config;
+  const DeviceWeights& weights;
+  MemoryMeter& meter;
+  std::int64_t total;  // tokens of a sequence
+  RopeConfig rope;
+
+  std::unique_ptr<DeviceModel> make_model(const AttentionPlan& plan, int batch) const {
+    DeviceModelShape shape;
+    shape.device = GpuTimer::device();
+    shape.kv_slots = kv_slots_needed(
+        config, {{1, 1, 1}, options.length, total, batch, weights.dtype, weights.dtype}, plan);
+    shape.max_tokens = total;
+    shape.batch = batch;
+    return std::make_unique<DeviceModel>(config, rope, weights, shape, meter, plan);
+  }
+};
+
+// Budgets that reach --prefill-sparsity on the prompt that is timed.
+void solve_prefill(const Bench& bench, const std::vector<std::int32_t>& prompt, AttentionPlan& plan) {
+  const double target = *bench.options.prefill_sparsity;
+  const std::int64_t length = bench.options.length;
+  BudgetResult result;
+  if (!needs_calibration(plan.prefill.method())) {
+    result = solve_target(plan.prefill, length, bench.options.tokens, target);
+  } else {
+    const std::unique_ptr<DeviceModel> model = bench.make_model(plan, 1);
+    const SequencePartition partition(length, 1);
+    const auto climb = [&](std::span<const MethodSettings> ladder) {
+      std::vector<PairTotals> totals;
+      std::vector<float> logits;
+      const int sequence = model->add_sequence(bench.total);
+      model->set_ladder(ladder, &totals);
+      model->prefill({sequence, &partition, prompt, {}}, logits);
+      model->set_ladder({}, nullptr);
+      model->remove_sequence(sequence);
+      return totals;
+    };
+    result = calibrate_budget(plan.prefill, length, target, climb).budget;
+  }
+  for (const auto& [name, value] : result.native) plan.prefill.set(name, value);
+}
+
+// The share of the causal pairs, and of the windows of window layers, that the prompt was not shown.
+double prompt_sparsity(const ModelConfig& config, const AttentionCounts& counts, std::int64_t length) {
+  double visible = 0, causal = 0;
+  for (const std::uint64_t pairs : counts.pairs_visible) visible += static_cast<double>(pairs);
+  for (const std::int32_t window : config.layer_window)
+    causal += static_cast<double>(causal_pairs(length, window)) * static_cast<double>(config.heads);
+  return 1 - visible / causal;
+}
+
+nlohmann::json native_of(const MethodSettings& settings) {
+  nlohmann::json native = nlohmann::json::object();
+  for (const MethodParameter& parameter : settings.method().parameters)
+    native[std::string(parameter.name)] = settings.real(parameter.name);
+  return native;
+}
+
 }  // namespace
 
 nlohmann::json bench_model(const BenchOptions& options, const BenchLimits& limits, GpuTimer& gpu,
                            const ShowRow& show) {
   const ModelConfig config = read_model_config(options.model);
-  const AttentionPlan plan(MethodSettings(find_method(Phase::kPrefill, "dense"), {}),
-                           MethodSettings(find_method(Phase::kDecode, options.decode), options.settings));
+  AttentionPlan plan(MethodSettings(find_method(Phase::kPrefill, options.prefill), options.settings),
+                     MethodSettings(find_method(Phase::kDecode, options.decode), options.settings));
+  DeviceModelShape checked;
+  checked.batch = options.batch;
+  check_device_model(config, plan, checked);
   const std::int64_t total = options.length + kWarmSteps + options.tokens + 1;
-  const RopeConfig rope = resolve_rope(config, "auto", total).rope;
   DeviceLoadOptions load;
   load.device = GpuTimer::device();
   load.dtype = config.dtype == DType::kF16 ? DType::kF16 : DType::kBF16;
   if (options.weights.random) load.random_seed = options.weights.seed;
   MemoryMeter meter;
   const DeviceWeights weights = load_device_weights(options.model, config, load, meter);
-  DeviceModelShape shape;
-  shape.device = load.device;
-  shape.kv_slots = kv_slots_needed(
-      config, {{1, 1, 1}, options.length, total, options.batch, load.dtype, load.dtype}, plan);
-  shape.max_tokens = total;
-  shape.batch = options.batch;
-  DeviceModel model(config, rope, weights, shape, meter, plan);
-
+  const Bench bench{options, config, weights, meter, total, resolve_rope(config, "auto", total).rope};
   const std::vector<std::int32_t> prompt = drawn_prompt(config, options.length);
+  if (options.prefill_sparsity) solve_prefill(bench, prompt, plan);
+  const std::unique_ptr<DeviceModel> made = bench.make_model(plan, options.batch);
+  DeviceModel& model = *made;
   const SequencePartition partition(options.length, 1);
   const std::int64_t last = options.length - 1;
   const int layers = static_cast<int>(config.layers);
@@ -82,6 +144,7 @@ nlohmann::json bench_model(const BenchOptions& options, const BenchLimits& limit
   const std::string name = fmt::format("{} tokens, batch {}", options.length, options.batch);
   BenchRow prefill;
   prefill.work = "prefill of one prompt";
+  if (options.prefill != "dense") prefill.work += ", " + options.prefill;
   prefill.shape = name;
   for (int repeat = -1; repeat < options.repeats;
        ++repeat) {  // the first one loads libraries and fills pools
@@ -95,6 +158,8 @@ nlohmann::json bench_model(const BenchOptions& options, const BenchLimits& limit
   show(prefill);
   nlohmann::json details;
   details["prefill_op_seconds"] = seconds_by_operation(model.times(), Phase::kPrefill, layers, 1);
+  details["prefill_sparsity"] = prompt_sparsity(config, model.attention_counts(), options.length);
+  if (options.prefill != "dense") details["prefill_budget"] = native_of(plan.prefill);
 
   std::vector<DecodeRow> rows;
   for (int i = 0; i < options.batch; ++i) {

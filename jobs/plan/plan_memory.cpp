@@ -15,8 +15,8 @@ MemoryPlan memory_plan(const PlanProblem& problem, const GridShape& shape) {
 }
 
 // The CUDA backend says itself what it takes, for the grids that it runs.
-bool runs_on_one_gpu(const PlanProblem& problem, const GridShape& shape) {
-  return problem.on_gpu && shape.tp == 1 && shape.sp == 1;
+bool runs_on_gpu(const PlanProblem& problem, const GridShape& shape) {
+  return problem.on_gpu && shape.sp == 1;
 }
 
 bool fits(const PlanProblem& problem, const Machine& machine, const GridShape& shape) {
@@ -62,7 +62,7 @@ double memory_limit(const PlanProblem& problem, const Machine& machine) {
 
 void fill_memory(const PlanProblem& problem, const Machine& machine, GridPlan& grid) {
   const double limit = memory_limit(problem, machine);
-  if (runs_on_one_gpu(problem, grid.shape)) {
+  if (runs_on_gpu(problem, grid.shape)) {
     const DeviceNeeds needs =
         device_bytes_needed(problem.config, run_of(problem, grid.shape), problem.attention);
     grid.weights = static_cast<double>(needs.weights);
@@ -85,7 +85,7 @@ void fill_memory(const PlanProblem& problem, const Machine& machine, GridPlan& g
 }
 
 void fill_kv_used(const PlanProblem& problem, GridPlan& grid) {
-  if (runs_on_one_gpu(problem, grid.shape)) {  // all slots are there from the start
+  if (runs_on_gpu(problem, grid.shape)) {  // all slots are there from the start
     grid.kv_used = grid.kv;
     return;
   }

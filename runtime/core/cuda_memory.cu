@@ -188,6 +188,14 @@ void copy_on_device(void* target, const void* source, std::size_t bytes, StreamV
   if (bytes > 0) CUDA_CHECK(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToDevice, native(stream)));
 }
 
+void copy_rows_on_device(void* target, std::size_t target_stride, const void* source,
+                         std::size_t source_stride, std::size_t row_bytes, std::size_t rows,
+                         StreamView stream) {
+  if (row_bytes == 0 || rows == 0) return;
+  CUDA_CHECK(cudaMemcpy2DAsync(target, target_stride, source, source_stride, row_bytes, rows,
+                               cudaMemcpyDeviceToDevice, native(stream)));
+}
+
 void fill_bytes(void* device, int value, std::size_t bytes, StreamView stream) {
   if (bytes > 0) CUDA_CHECK(cudaMemsetAsync(device, value, bytes, native(stream)));
 }

@@ -142,6 +142,10 @@ class StreamPool {
 void copy_to_device(void* device, const void* host, std::size_t bytes, StreamView stream);
 void copy_to_host(void* host, const void* device, std::size_t bytes, StreamView stream);
 void copy_on_device(void* target, const void* source, std::size_t bytes, StreamView stream);
+// `rows` pieces of row_bytes each, so many bytes apart.
+void copy_rows_on_device(void* target, std::size_t target_stride, const void* source,
+                         std::size_t source_stride, std::size_t row_bytes, std::size_t rows,
+                         StreamView stream);
 void fill_bytes(void* device, int value, std::size_t bytes, StreamView stream);
 
 }  // namespace tessera::cuda

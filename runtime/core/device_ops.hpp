@@ -142,6 +142,10 @@ struct ArgmaxParams {
   StreamView stream;
 };
 void argmax_rows(const ArgmaxParams& p);
+// The same in two steps, between which several ranks with a part of the columns each may agree: keys of one
+// row compare as unsigned integers, and the largest over the ranks is the key of the whole row.
+void argmax_keys(const ArgmaxParams& p);
+void argmax_of_keys(const ArgmaxParams& p);
 
 // Any of the three dtypes to any; rounds to nearest even.
 void convert(const void* source, DType source_dtype, void* target, DType target_dtype, std::int64_t count,

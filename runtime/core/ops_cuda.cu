@@ -147,16 +147,17 @@ __global__ void __launch_bounds__(kThreads) argmax_kernel(const ArgmaxParams p) 
   start_in_order();
   const std::int64_t row = blockIdx.x;
   const T* logits = static_cast<const T*>(p.logits) + row * p.stride;
+  const auto first = static_cast<std::uint32_t>(p.first_column);
   std::uint64_t best = 0;
   const std::int64_t begin = blockIdx.y * std::int64_t{kThreads} * kArgmaxVectors * kVectorWidth;
 #pragma unroll
   for (int i = 0; i < kArgmaxVectors; ++i) {
     const std::int64_t at = begin + (threadIdx.x + i * kThreads) * kVectorWidth;
     if (kAligned && at + kVectorWidth <= p.columns) {
-      best = max(best, best_of_vector(logits + at, static_cast<std::uint32_t>(at)));
+      best = max(best, best_of_vector(logits + at, first + static_cast<std::uint32_t>(at)));
     } else {
       for (std::int64_t j = at; j < min(p.columns, at + kVectorWidth); ++j) {
-        best = max(best, key_of(to_f32(logits[j]), static_cast<std::uint32_t>(j)));
+        best = max(best, key_of(to_f32(logits[j]), first + static_cast<std::uint32_t>(j)));
       }
     }
   }
@@ -178,7 +179,7 @@ __global__ void __launch_bounds__(kThreads) argmax_results(const ArgmaxParams p)
   const auto order = static_cast<std::uint32_t>(key >> 32);
   const bool nan = order == kNanOrder;
   const std::uint32_t column = 0xffffffffu - static_cast<std::uint32_t>(key);
-  p.indices[row] = nan ? -1 : static_cast<std::int32_t>(p.first_column + column);
+  p.indices[row] = nan ? -1 : static_cast<std::int32_t>(column);
   if (p.values == nullptr) return;
   const std::uint32_t bits = order & 0x80000000u ? order & 0x7fffffffu : ~order;
   p.values[row] = nan ? __uint_as_float(0x7fffffffu) : __uint_as_float(bits);
@@ -287,18 +288,27 @@ void embed_rows(const EmbedParams& p) {
   });
 }
 
-void argmax_rows(const ArgmaxParams& params) {
+void argmax_keys(const ArgmaxParams& params) {
   ArgmaxParams p = params;
   if (p.rows == 0) return;
   if (p.stride == 0) p.stride = p.columns;
   TESSERA_CHECK(p.columns > 0 && p.first_column + p.columns <= std::numeric_limits<std::int32_t>::max());
   fill_bytes(p.keys, 0, static_cast<std::size_t>(p.rows) * sizeof(std::uint64_t), p.stream);
   with_any_element(p.dtype, [&](auto element) { argmax_of<decltype(element)>(p); });
+}
+
+void argmax_of_keys(const ArgmaxParams& p) {
+  if (p.rows == 0) return;
   launch(argmax_results,
          {.grid = dim3(static_cast<unsigned>(ceil_div(p.rows, kThreads))),
           .block = dim3(kThreads),
           .overlaps_previous = true},
          p.stream, p);
+}
+
+void argmax_rows(const ArgmaxParams& p) {
+  argmax_keys(p);
+  argmax_of_keys(p);
 }
 
 void convert(const void* source, DType source_dtype, void* target, DType target_dtype, std::int64_t count,

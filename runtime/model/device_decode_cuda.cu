@@ -18,17 +18,18 @@ void DeviceModel::decode(std::span<const DecodeRow> rows, std::vector<float>& lo
   auto* inputs = host_inputs_.as<std::int32_t>();
   for (int i = 0; i < count; ++i) {
     const DecodeRow& row = rows[static_cast<std::size_t>(i)];
-    if (row.diagnosis != nullptr) {
-      throw UsageError(
-          "--diagnose: the CUDA backend does not compare with dense attention yet; use --device cpu");
-    }
     inputs[i] = row.token;
     inputs[shape_.batch + i] = row.position;
     inputs[2 * shape_.batch + i] = row.sequence;
   }
   copy_to_device(inputs_.data(), inputs, inputs_.bytes(), stream_);
   inputs_copied_.record(stream_);
+  const bool is_looked_into =
+      listens_to_decode() ||
+      std::any_of(rows.begin(), rows.end(), [](const DecodeRow& row) { return row.diagnosis != nullptr; });
+  if (is_looked_into && plan_.decode.method().unit == SelectUnit::kPages) inspected_ = rows;
   run_step(count);
+  inspected_ = {};
   count_step(rows);
   fetch_results(count, logits_.as<const float>(), logits);
 }
@@ -50,13 +51,13 @@ void DeviceModel::hold_rows(std::span<const DecodeRow> rows) {
 }
 
 // The first step of a batch size is launched kernel by kernel: what libraries set up when they are first
-// asked cannot be captured.
+// asked cannot be captured. So is one that somebody looks into.
 void DeviceModel::run_step(int count) {
   Step& step = steps_[count];
   if (step.steps == 0) step.shares = OpTimes(static_cast<int>(config_.layers));
   const std::int64_t turn = step.steps++;
   pending_count_ = count;
-  if (turn == 0 || !shape_.graphs) {
+  if (turn == 0 || !shape_.graphs || !inspected_.empty()) {
     clock_.clear();
     enqueue_step(count, &clock_);
     clock_.stop();
@@ -83,17 +84,18 @@ void DeviceModel::run_step(int count) {
   pending_ = Pending::kPlainStep;
 }
 
-// Embedding and logits, and up to six operations a layer.
+// Embedding and logits, and up to six operations a layer. Of several ranks, a collective after each of those
+// two, and three in a layer, which what goes on follows.
 std::size_t DeviceModel::clock_marks_of_step() const {
-  return static_cast<std::size_t>(config_.layers) * 6 + 2;
+  const std::size_t marks = static_cast<std::size_t>(config_.layers) * 6 + 2;
+  return is_shared() ? 2 * marks : marks;
 }
 
 void DeviceModel::enqueue_step(int count, DeviceClock* clock) {
   const auto* tokens = inputs_.as<const std::int32_t>();
   const std::int32_t* positions = tokens + shape_.batch;
   const std::int32_t* handles = positions + shape_.batch;
-  mark(clock, Phase::kDecode, -1, Operation::kEmbed);
-  embed(count, tokens, step_.hidden);
+  embed({Phase::kDecode, -1, clock}, count, tokens, step_.hidden);
   cache_->begin_step(handles, count);
   for (PlanGroup& group : plan_groups_) plan_group(group, count);
   mark(clock, Phase::kDecode, 0, Operation::kQkv);
@@ -109,6 +111,7 @@ void DeviceModel::enqueue_step(int count, DeviceClock* clock) {
     if (group_of(layer).kind == PlanGroup::Kind::kPages) select_pages(layer, count, clock);
     mark(clock, Phase::kDecode, layer, Operation::kAttend);
     attend_step(layer, count);
+    if (!inspected_.empty() && group_of(layer).kind == PlanGroup::Kind::kPages) inspect_step(layer);
     const bool is_last = layer + 1 == config_.layers;
     finish_layer(
         {Phase::kDecode, layer, clock}, count, step_,
@@ -116,7 +119,7 @@ void DeviceModel::enqueue_step(int count, DeviceClock* clock) {
   }
   mark(clock, Phase::kDecode, -1, Operation::kLogits);
   cache_->end_step(handles, count);
-  compute_logits(count, step_.normed, logits_.as<float>());
+  compute_logits({Phase::kDecode, -1, clock}, count, step_.normed, logits_.as<float>());
 }
 
 // ---- attention --------------------------------------------------------------------------------------------
@@ -177,13 +180,18 @@ void DeviceModel::select_pages(int layer, int count, DeviceClock* clock) {
   problem.kv_heads = static_cast<int>(config_.kv_heads);
   problem.head_dim = static_cast<int>(config_.head_dim);
   problem.per_query_head = plan_.decode.whole("per_query_head") != 0;
+  const std::byte* queries = step_.queries;
+  if (kv_replicas_ > 1 && !problem.per_query_head) {  // all heads of the group decide together
+    queries = queries_of_groups({Phase::kDecode, layer, clock}, count);
+    problem.heads *= kv_replicas_;
+  }
   const std::int32_t* positions = inputs_.as<const std::int32_t>() + shape_.batch;
   mark(clock, Phase::kDecode, layer, Operation::kEstimate);
   DevicePageScoreParams score;
   score.problem = problem;
   score.multiprocessors = multiprocessors_;
   score.q_dtype = dtype_;
-  score.q = step_.queries;
+  score.q = queries;
   score.positions = positions;
   score.tables = cache_->step_tables(layer);
   score.table_stride = cache_->stride();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
 #include <utility>
 
 #include "runtime/core/cuda_check.hpp"
@@ -9,6 +10,7 @@
 #include "runtime/core/error.hpp"
 #include "runtime/core/tensor.hpp"
 #include "runtime/model/rope_table.hpp"
+#include "runtime/model/tensor_plan.hpp"
 
 namespace tessera::cuda {
 namespace {
@@ -72,10 +74,10 @@ void check_device_model(const ModelConfig& config, const AttentionPlan& plan, co
         "--device cpu",
         config.heads / config.kv_heads, kMostGroup);
   }
-  if (prefill.unit != SelectUnit::kAll && prefill.importance != Importance::kPooledBlocks) {
+  if (prefill.importance == Importance::kAntidiagonals) {
     throw UsageError(
-        "--device cuda --prefill {}: prompts run dense or block_sparse on the CUDA backend so far; use "
-        "one of those or --device cpu",
+        "--device cuda --prefill {}: prompts run dense, streaming, vertical_slash, flexprefill or "
+        "block_sparse on the CUDA backend so far; use one of those or --device cpu",
         prefill.name);
   }
   if (prefill.importance == Importance::kPooledBlocks) check_block_sparse(plan);
@@ -93,9 +95,11 @@ void check_device_model(const ModelConfig& config, const AttentionPlan& plan, co
 
 DeviceModel::DeviceModel(const ModelConfig& config, const RopeConfig& rope, const DeviceWeights& weights,
                          const DeviceModelShape& shape, MemoryMeter& meter, const AttentionPlan& plan)
-    : config_(config),
+    : config_(config_of_rank(config, shape.tp.rank, shape.tp.size)),
       weights_(weights),
       shape_(shape),
+      kv_replicas_(static_cast<int>(shape.tp.size * config_.kv_heads / config.kv_heads)),
+      exceptions_at_start_(std::uncaught_exceptions()),
       plan_(plan),
       layers_(plan, config),
       meter_(meter),
@@ -110,10 +114,10 @@ DeviceModel::DeviceModel(const ModelConfig& config, const RopeConfig& rope, cons
       clock_(stream_),
       times_(static_cast<int>(config.layers)) {
   check_device_model(config, plan, shape);
-  TESSERA_CHECK(weights.vocab_rows == config.vocab);  // one rank
+  check_ranks();
   const DeviceScope scope(shape.device);
-  const KvShape kv{static_cast<int>(config.layers), static_cast<int>(config.kv_heads),
-                   static_cast<int>(config.head_dim), dtype_, layers_.needs_page_bounds()};
+  const KvShape kv{static_cast<int>(config_.layers), static_cast<int>(config_.kv_heads),
+                   static_cast<int>(config_.head_dim), dtype_, layers_.needs_page_bounds()};
   cache_ = std::make_unique<DeviceKvCache>(
       kv, DeviceKvCache::Room{shape.kv_slots, shape.max_tokens, shape.batch}, pool_, meter);
   rope_ = upload_rope(rope);
@@ -125,12 +129,20 @@ DeviceModel::DeviceModel(const ModelConfig& config, const RopeConfig& rope, cons
       upload_positions(ceil_div(shape.max_tokens, kQueryBlockRows), kQueryBlockRows, stream_, meter);
   prefill_counters_ = DeviceBuffer(2 * sizeof(std::uint32_t), shape.device, MemoryKind::kWorkspace, meter);
   fill_bytes(prefill_counters_.data(), 0, prefill_counters_.bytes(), stream_);
+  make_pair_sums();
   make_plans();
   make_step_buffers();
   stream_.synchronize();
+  // An abort waits until no graph holds a call of the communicator.
+  if (is_shared()) shape_.tp.device->set_before_abort([this] { steps_.clear(); });
 }
 
 DeviceModel::~DeviceModel() {
+  if (is_shared()) {
+    // A rank that fails: the others will not come to what is enqueued here.
+    if (std::uncaught_exceptions() > exceptions_at_start_) shape_.tp.device->abort();
+    shape_.tp.device->set_before_abort({});
+  }
   cudaStreamSynchronize(native(stream_));  // before what its kernels use is given back
 }
 
@@ -223,9 +235,15 @@ void DeviceModel::make_plans() {
 void DeviceModel::make_step_buffers() {
   const std::int64_t batch = shape_.batch;
   const std::pair<std::byte**, std::int64_t> parts[] = {
-      {&step_.hidden, config_.hidden},   {&step_.normed, config_.hidden}, {&step_.qkv, qkv_width()},
-      {&step_.queries, q_width()},       {&step_.attended, q_width()},    {&step_.projected, config_.hidden},
-      {&step_.gate_up, 2 * config_.mlp}, {&step_.activated, config_.mlp},
+      {&step_.hidden, config_.hidden},
+      {&step_.normed, config_.hidden},
+      {&step_.qkv, qkv_width()},
+      {&step_.queries, q_width()},
+      {&step_.attended, q_width()},
+      {&step_.projected, config_.hidden},
+      {&step_.gate_up, 2 * config_.mlp},
+      {&step_.activated, config_.mlp},
+      {&step_.partial, sums_apart() ? 2 * config_.hidden : 0},  // twice as wide
   };
   std::size_t bytes = 0;
   for (const auto& [place, width] : parts) bytes += aligned(bytes_of(batch * width));
@@ -238,8 +256,14 @@ void DeviceModel::make_step_buffers() {
   const std::size_t input_bytes = 3 * static_cast<std::size_t>(batch) * sizeof(std::int32_t);
   inputs_ = DeviceBuffer(input_bytes, shape_.device, MemoryKind::kWorkspace, meter_);
   host_inputs_ = PinnedBuffer(input_bytes);
-  logits_ = DeviceBuffer(static_cast<std::size_t>(batch * config_.vocab) * sizeof(float), shape_.device,
+  logits_ = DeviceBuffer(static_cast<std::size_t>(batch * weights_.vocab_rows) * sizeof(float), shape_.device,
                          MemoryKind::kWorkspace, meter_);
+  if (kv_replicas_ > 1 && layers_.needs_page_bounds()) {
+    all_queries_ = DeviceBuffer(bytes_of(shape_.tp.size * batch * q_width()), shape_.device,
+                                MemoryKind::kWorkspace, meter_);
+    group_queries_ = DeviceBuffer(bytes_of(kv_replicas_ * batch * q_width()), shape_.device,
+                                  MemoryKind::kWorkspace, meter_);
+  }
   reserve_results(batch);
 }
 
@@ -247,7 +271,7 @@ void DeviceModel::make_step_buffers() {
 void DeviceModel::reserve_results(std::int64_t rows) {
   const auto count = static_cast<std::size_t>(rows);
   if (results_.bytes() >= count * kResultBytes) return;
-  stream_.synchronize();
+  wait_for_stream("larger results");
   steps_.clear();
   const auto workspace = [&](std::size_t bytes) {
     return DeviceBuffer(bytes, shape_.device, MemoryKind::kWorkspace, meter_);
@@ -265,7 +289,9 @@ void DeviceModel::mark(DeviceClock* clock, Phase phase, int layer, Operation ope
   if (clock != nullptr) clock->mark(phase, layer, operation);
 }
 
-void DeviceModel::embed(std::int64_t count, const std::int32_t* tokens, std::byte* hidden) {
+void DeviceModel::embed(const LayerCall& call, std::int64_t count, const std::int32_t* tokens,
+                        std::byte* hidden) {
+  mark(call.clock, call.phase, -1, Operation::kEmbed);
   EmbedParams p;
   p.tokens_count = count;
   p.tokens = tokens;
@@ -278,6 +304,7 @@ void DeviceModel::embed(std::int64_t count, const std::int32_t* tokens, std::byt
   p.out = hidden;
   p.stream = stream_;
   embed_rows(p);
+  sum_over_ranks(call, hidden, count * config_.hidden, dtype_);  // of zeros and one row: exact
 }
 
 void DeviceModel::linear(const LinearShape& shape, const std::byte* x, const std::byte* weight, void* y,
@@ -371,7 +398,7 @@ void DeviceModel::finish_layer(const LayerCall& call, std::int64_t count, const 
                                const std::byte* next_norm) {
   const DeviceLayerWeights& w = weights_.layers[static_cast<std::size_t>(call.layer)];
   mark(call.clock, call.phase, call.layer, Operation::kOut);
-  linear({count, q_width(), config_.hidden}, rows.attended, w.o, rows.projected, dtype_);
+  linear_over_ranks(call, {count, q_width(), config_.hidden}, rows.attended, w.o, rows);
   mark(call.clock, call.phase, call.layer, Operation::kMlp);
   add_norm(count, rows, w.post_attention_norm, w.pre_mlp_norm);
   linear({count, config_.hidden, 2 * config_.mlp}, rows.normed, w.gate_up, rows.gate_up, dtype_);
@@ -386,23 +413,30 @@ void DeviceModel::finish_layer(const LayerCall& call, std::int64_t count, const 
   p.activation = config_.activation;
   p.stream = stream_;
   gated_activation(p);
-  linear({count, config_.mlp, config_.hidden}, rows.activated, w.down, rows.projected, dtype_);
+  linear_over_ranks(call, {count, config_.mlp, config_.hidden}, rows.activated, w.down, rows);
+  mark(call.clock, call.phase, call.layer, Operation::kMlp);
   add_norm(count, rows, w.post_mlp_norm, next_norm);
 }
 
-// Logits of rows that the final norm has passed, and the best of each.
-void DeviceModel::compute_logits(std::int64_t count, const std::byte* normed, float* logits) {
-  linear({count, config_.hidden, config_.vocab}, normed, weights_.lm_head, logits, DType::kF32);
+// Logits of rows that the final norm has passed, those of this rank's part of the vocabulary, and the best of
+// each row over all parts.
+void DeviceModel::compute_logits(const LayerCall& call, std::int64_t count, const std::byte* normed,
+                                 float* logits) {
+  mark(call.clock, call.phase, -1, Operation::kLogits);
+  linear({count, config_.hidden, weights_.vocab_rows}, normed, weights_.lm_head, logits, DType::kF32);
   ArgmaxParams p;
   p.rows = count;
-  p.columns = config_.vocab;
+  p.columns = weights_.vocab_rows;
   p.dtype = DType::kF32;
   p.logits = logits;
+  p.first_column = weights_.first_vocab_row;
   p.keys = argmax_keys_.as<std::uint64_t>();
   p.indices = argmax_indices_.as<std::int32_t>();
   p.values = argmax_values_.as<float>();
   p.stream = stream_;
-  argmax_rows(p);
+  argmax_keys(p);
+  best_over_ranks(call, count);
+  argmax_of_keys(p);
 }
 
 // ---- results ----------------------------------------------------------------------------------------------
@@ -415,14 +449,17 @@ void DeviceModel::fetch_results(std::int64_t count, const float* logits, std::ve
   copy_to_host(values, argmax_values_.data(), rows * sizeof(float), stream_);
   into.clear();
   if (!want_logits_ || count == 0) return;
-  into.resize(rows * static_cast<std::size_t>(config_.vocab));
+  into.resize(rows * static_cast<std::size_t>(weights_.vocab_rows));
+  wait_for_stream("logits");  // a copy to memory that is not pinned waits by itself, without a deadline
   copy_to_host(into.data(), logits, into.size() * sizeof(float), stream_);
   stream_.synchronize();
+  gather_vocabulary(count, into);
 }
 
 void DeviceModel::greedy_tokens(std::vector<std::int32_t>& tokens) {
   const DeviceScope scope(shape_.device);
-  stream_.synchronize();
+  wait_for_stream("the next token");
+  if (pending_ == Pending::kPrefill) read_pairs();
   collect_times();
   const auto* indices = results_.as<const std::int32_t>();
   const auto* values = reinterpret_cast<const float*>(indices + result_rows_);

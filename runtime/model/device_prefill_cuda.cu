@@ -4,19 +4,15 @@
 #include <memory>
 #include <numeric>
 
-#include "attention/block_select_cuda.hpp"
 #include "attention/prefill_cuda.hpp"
 #include "attention/select.hpp"
-#include "attention/sparse_prefill_cuda.hpp"
 #include "runtime/core/device_ops.hpp"
 #include "runtime/core/error.hpp"
 #include "runtime/model/accounting.hpp"
-#include "runtime/model/device_model.hpp"
+#include "runtime/model/device_prompt.hpp"
 
 namespace tessera::cuda {
 namespace {
-
-constexpr std::int64_t kForcedBlocks = 3;  // of block_sparse: the first, the query's own, the one before
 
 // Of the last layer: where the query block of the first row whose logits are asked for begins.
 std::int64_t first_row_needed(std::span<const std::int64_t> logit_positions, std::int64_t tokens) {
@@ -24,28 +20,26 @@ std::int64_t first_row_needed(std::span<const std::int64_t> logit_positions, std
   return logit_positions.front() / kQueryBlockRows * kQueryBlockRows;
 }
 
+// The first positions and the last: one list for all heads.
+HeadLists ends_of(std::int64_t length, std::int64_t sinks, std::int64_t recent) {
+  HeadLists lists;
+  lists.heads = 1;
+  for (std::int64_t i = 0; i < length; ++i) {
+    if (i < sinks || i >= length - recent) lists.values.push_back(static_cast<std::int32_t>(i));
+  }
+  lists.begin = {0, static_cast<std::int64_t>(lists.values.size())};
+  return lists;
+}
+
 }  // namespace
-
-struct DeviceModel::Prompt {
-  int sequence = 0;
-  const SequencePartition& partition;
-  std::vector<std::int32_t> positions;  // 0 … T − 1
-  Rows rows;                            // hidden, queries, attended of all rows; the others of a chunk
-  StreamPool::Block query_rows = {};    // on the device, of query blocks of the method; dense: empty
-
-  std::int64_t tokens() const { return static_cast<std::int64_t>(positions.size()); }
-};
 
 void DeviceModel::prefill(const PrefillRequest& request, std::vector<float>& logits) {
   const auto tokens = static_cast<std::int64_t>(request.tokens.size());
   TESSERA_CHECK(request.partition->ranks() == 1 && request.partition->length() == tokens && tokens > 0);
   TESSERA_CHECK(tokens <= shape_.max_tokens);
-  if (request.diagnosis != nullptr) {
-    throw UsageError(
-        "--diagnose: the CUDA backend does not compare with dense attention yet; use --device cpu");
-  }
   const DeviceScope scope(shape_.device);
   Prompt prompt{request.sequence, *request.partition, std::vector<std::int32_t>(request.tokens.size()), {}};
+  prompt.diagnosis = request.diagnosis;
   std::iota(prompt.positions.begin(), prompt.positions.end(), 0);
   exchange_ = {};
   attention_ = {};
@@ -58,22 +52,19 @@ void DeviceModel::prefill(const PrefillRequest& request, std::vector<float>& log
                           attended = take(tokens * q_width()), normed = take(chunk * config_.hidden),
                           qkv = take(chunk * qkv_width()), projected = take(chunk * config_.hidden),
                           gate_up = take(2 * chunk * config_.mlp), activated = take(chunk * config_.mlp);
-  prompt.rows = {hidden.data(),   normed.data(),    qkv.data(),     queries.data(),
-                 attended.data(), projected.data(), gate_up.data(), activated.data()};
+  const StreamPool::Block partial = take(sums_apart() ? 2 * chunk * config_.hidden : 0);
+  prompt.rows = {hidden.data(),    normed.data(),  qkv.data(),       queries.data(), attended.data(),
+                 projected.data(), gate_up.data(), activated.data(), partial.data()};
 
   clock_.clear();
   mark(&clock_, Phase::kPrefill, -1, Operation::kEmbed);
-  if (plan_.prefill.method().unit == SelectUnit::kBlocks) {
-    const TokenRange all[] = {{0, tokens}};
-    const std::vector<QueryRows> blocks = query_rows(all, static_cast<int>(plan_.prefill.whole("edge")));
-    prompt.query_rows = pool_.take_array<QueryRows>(static_cast<std::int64_t>(blocks.size()));
-    copy_to_device(prompt.query_rows.data(), blocks.data(), prompt.query_rows.bytes(), stream_);
-  }
+  prepare_selection(prompt);
+  if (prompt.diagnosis != nullptr) prompt.lse = pool_.take_array<float>(tokens * config_.heads);
   {
     const StreamPool::Block ids = pool_.take_array<std::int32_t>(tokens);
     // From memory that is not pinned: copied before the call returns.
     copy_to_device(ids.data(), request.tokens.data(), request.tokens.size_bytes(), stream_);
-    embed(tokens, ids.as<const std::int32_t>(), prompt.rows.hidden);
+    embed({Phase::kPrefill, -1, &clock_}, tokens, ids.as<const std::int32_t>(), prompt.rows.hidden);
   }
   extend_prompt(prompt, 0);
   for (std::int64_t first = 0; first < tokens; first += chunk) {
@@ -85,7 +76,8 @@ void DeviceModel::prefill(const PrefillRequest& request, std::vector<float>& log
   }
   for (int layer = 0; layer < config_.layers; ++layer) {
     const bool is_last = layer + 1 == config_.layers;
-    const std::int64_t begin = is_last ? first_row_needed(request.logit_positions, tokens) : 0;
+    const bool skips = is_last && prompt.diagnosis == nullptr;  // rows that no answer needs
+    const std::int64_t begin = skips ? first_row_needed(request.logit_positions, tokens) : 0;
     attend_prompt(prompt, layer, begin);
     trim_cache(prompt, layer);
     if (!is_last) extend_prompt(prompt, layer + 1);
@@ -100,6 +92,7 @@ void DeviceModel::prefill(const PrefillRequest& request, std::vector<float>& log
       if (!is_last) project_chunk(prompt, layer + 1, first, count);
     }
   }
+  fetch_pairs(prompt);
   compute_prompt_logits(prompt, request.logit_positions, logits);
 }
 
@@ -109,7 +102,7 @@ void DeviceModel::compute_prompt_logits(const Prompt& prompt, std::span<const st
   mark(&clock_, Phase::kPrefill, -1, Operation::kLogits);
   reserve_results(count);
   const StreamPool::Block picked = pool_.take(bytes_of(count * config_.hidden));
-  const StreamPool::Block values = pool_.take_array<float>(count * config_.vocab);
+  const StreamPool::Block values = pool_.take_array<float>(count * weights_.vocab_rows);
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t position = wanted[static_cast<std::size_t>(i)];
     TESSERA_CHECK(position >= 0 && position < prompt.tokens());
@@ -119,7 +112,7 @@ void DeviceModel::compute_prompt_logits(const Prompt& prompt, std::span<const st
   }
   if (count > 0) {
     norm(count, picked.data(), weights_.final_norm, picked.data());
-    compute_logits(count, picked.data(), values.as<float>());
+    compute_logits({Phase::kPrefill, -1, &clock_}, count, picked.data(), values.as<float>());
   }
   clock_.stop();
   pending_ = Pending::kPrefill;
@@ -144,9 +137,38 @@ void DeviceModel::project_chunk(const Prompt& prompt, int layer, std::int64_t fi
 }
 
 // Rows from `first` on, which begins a query block.
-void DeviceModel::attend_prompt(const Prompt& prompt, int layer, std::int64_t first) {
-  if (layers_.sparse_prefill(layer)) return attend_chosen_blocks(prompt, layer, first);
-  mark(&clock_, Phase::kPrefill, layer, Operation::kAttend);
+void DeviceModel::attend_prompt(Prompt& prompt, int layer, std::int64_t first) {
+  if (!layers_.sparse_prefill(layer)) {
+    mark(&clock_, Phase::kPrefill, layer, Operation::kAttend);
+    attend_densely(prompt, layer, first, prompt.rows.attended, nullptr);
+    // Tile waste as that of the dense kernel on the CPU.
+    const std::int64_t window = config_.layer_window[static_cast<std::size_t>(layer)];
+    const DensePairs pairs = dense_pairs(prompt.partition, 0, window, first);
+    return add_pairs(pairs.visible, pairs.executed);
+  }
+  switch (plan_.prefill.method().unit) {
+    case SelectUnit::kBlocks:
+      attend_chosen_blocks(prompt, layer, first);
+      break;
+    case SelectUnit::kLocalWindow:
+      attend_window(prompt, layer, first);
+      break;
+    default:
+      attend_chosen_lines(prompt, layer, first);
+  }
+  if (prompt.diagnosis != nullptr) diagnose_prompt(prompt, layer);
+}
+
+// The same for every head of the layer.
+void DeviceModel::add_pairs(std::uint64_t visible, std::uint64_t executed) {
+  const auto heads = static_cast<std::size_t>(config_.heads);
+  attention_.pairs_visible.insert(attention_.pairs_visible.end(), heads, visible);
+  attention_.pairs_executed.insert(attention_.pairs_executed.end(), heads, executed);
+}
+
+// Under the layer's own window. lse: (T, H), or null.
+void DeviceModel::attend_densely(const Prompt& prompt, int layer, std::int64_t first, std::byte* out,
+                                 float* lse) {
   PrefillParams p;
   p.tokens = prompt.tokens() - first;
   p.heads = static_cast<int>(config_.heads);
@@ -157,82 +179,15 @@ void DeviceModel::attend_prompt(const Prompt& prompt, int layer, std::int64_t fi
   p.pool_slots = cache_->capacity();
   p.scale = config_.attention_scale;
   p.window = config_.layer_window[static_cast<std::size_t>(layer)];
-  p.out = prompt.rows.attended + bytes_of(first * q_width());
+  p.out = out + bytes_of(first * q_width());
+  p.lse = lse == nullptr ? nullptr : lse + first * config_.heads;
   p.counters = prefill_counters_.as<std::uint32_t>();
   p.stream = stream_;
   prefill_attention(p);
-
-  // Tile waste as that of the dense kernel on the CPU.
-  const DensePairs pairs = dense_pairs(prompt.partition, 0, p.window, first);
-  const auto heads = static_cast<std::size_t>(config_.heads);
-  attention_.pairs_visible.insert(attention_.pairs_visible.end(), heads, pairs.visible);
-  attention_.pairs_executed.insert(attention_.pairs_executed.end(), heads, pairs.executed);
-}
-
-// block_sparse: every query head chooses its blocks, and attends to those alone.
-void DeviceModel::attend_chosen_blocks(const Prompt& prompt, int layer, std::int64_t first) {
-  mark(&clock_, Phase::kPrefill, layer, Operation::kEstimate);
-  DeviceBlockSelectParams select;
-  select.problem = {prompt.tokens(),
-                    static_cast<int>(config_.heads),
-                    static_cast<int>(config_.kv_heads),
-                    static_cast<int>(config_.head_dim),
-                    plan_.prefill.whole("edge"),
-                    plan_.prefill.whole("blocks")};
-  const BlockSelectProblem& problem = select.problem;
-  const StreamPool::Block means = pool_.take(block_select_workspace(problem)),
-                          row_begin = pool_.take_array<std::int64_t>(problem.heads * problem.rows() + 1),
-                          entries = pool_.take_array<BlockEntry>(block_list_entries(problem));
-  select.q = prompt.rows.queries;
-  select.q_row_stride = q_width();
-  select.kv = cache_->view(prompt.sequence, layer, prompt.tokens());
-  select.workspace = means.data();
-  select.row_begin = row_begin.as<std::int64_t>();
-  select.entries = entries.as<BlockEntry>();
-  select.stream = stream_;
-  select_blocks_on_device(select);
-
-  mark(&clock_, Phase::kPrefill, layer, Operation::kAttend);
-  const std::int64_t first_block = first / problem.edge;
-  SparsePrefillParams p;
-  p.tokens = prompt.tokens();
-  p.heads = problem.heads;
-  p.q = prompt.rows.queries;
-  p.q_row_stride = q_width();
-  p.rows = prompt.query_rows.as<const QueryRows>() + first_block;
-  p.row_blocks = problem.rows() - first_block;
-  p.lists = {problem.heads, static_cast<int>(problem.edge), problem.rows(), select.row_begin, select.entries};
-  p.kv = select.kv;
-  p.pool_slots = cache_->capacity();
-  p.scale = config_.attention_scale;
-  p.out = prompt.rows.attended;
-  const StreamPool::Block order = pool_.take(sparse_prefill_workspace(p.heads, p.row_blocks));
-  p.workspace = order.data();
-  p.counters = prefill_counters_.as<std::uint32_t>();
-  p.stream = stream_;
-  sparse_prefill_attention(p);
-  count_chosen_pairs(problem, first_block);
-}
-
-// How many blocks a row keeps is known beforehand; the last of them is its own, of which it sees a triangle.
-void DeviceModel::count_chosen_pairs(const BlockSelectProblem& problem, std::int64_t first_executed) {
-  DensePairs pairs;
-  for (std::int64_t row = 0; row < problem.rows(); ++row) {
-    const std::int64_t blocks = std::min(row + 1, std::max(problem.budget, kForcedBlocks));
-    const std::int64_t queries = std::min(problem.edge, problem.tokens - row * problem.edge);
-    pairs.visible +=
-        static_cast<std::uint64_t>((blocks - 1) * problem.edge * queries + queries * (queries + 1) / 2);
-    if (row >= first_executed) {
-      pairs.executed += static_cast<std::uint64_t>(blocks * problem.edge * queries);
-    }
-  }
-  const auto heads = static_cast<std::size_t>(config_.heads);
-  attention_.pairs_visible.insert(attention_.pairs_visible.end(), heads, pairs.visible);
-  attention_.pairs_executed.insert(attention_.pairs_executed.end(), heads, pairs.executed);
 }
 
 // Leaves in the cache what decoding reads: the method's choice, the window of a window layer, or everything.
-void DeviceModel::trim_cache(const Prompt& prompt, int layer) {
+void DeviceModel::trim_cache(Prompt& prompt, int layer) {
   const std::int64_t length = prompt.tokens();
   BlockTables& tables = cache_->tables();
   const auto kv_heads = static_cast<std::size_t>(config_.kv_heads);
@@ -242,14 +197,18 @@ void DeviceModel::trim_cache(const Prompt& prompt, int layer) {
   };
   if (layers_.evicts(layer)) {
     const HeadLists kept = choose_kept(prompt, layer);
+    tell_listener(prompt, layer, &kept);
+    if (prompt.diagnosis != nullptr) diagnose_kept(prompt, layer, kept);
     cache_->evict(prompt.sequence, layer, {kept.begin, kept.values});
     for (const std::int64_t rows : tables.rows(prompt.sequence, layer)) {
       attention_.kv_kept.push_back(static_cast<std::uint64_t>(rows));
     }
     return;
   }
+  tell_listener(prompt, layer, nullptr);
   if (layers_.slides(layer)) {
     const std::int64_t sinks = plan_.decode.whole("sinks"), recent = plan_.decode.whole("window");
+    if (prompt.diagnosis != nullptr) diagnose_kept(prompt, layer, ends_of(length, sinks, recent));
     tables.release_between(prompt.sequence, layer, sinks, length - recent + 1);
     return count_kept(sinks, recent);
   }
@@ -258,8 +217,10 @@ void DeviceModel::trim_cache(const Prompt& prompt, int layer) {
   count_kept(0, window > 0 ? window : length);
 }
 
-// On the host, by the code of the CPU backend: all keys of the layer go there, and the last queries.
+// Where the device does not: on the host, by the code of the CPU backend; all keys of the layer go there, and
+// the last queries.
 HeadLists DeviceModel::choose_kept(const Prompt& prompt, int layer) {
+  if (keeps_on_device()) return keep_on_device(prompt, layer);
   mark(&clock_, Phase::kPrefill, layer, Operation::kEstimate);
   const std::int64_t tokens = prompt.tokens();
   const std::int64_t window = std::min(tokens, plan_.decode.whole("window"));
@@ -274,6 +235,7 @@ HeadLists DeviceModel::choose_kept(const Prompt& prompt, int layer) {
   const std::unique_ptr<float[]> keys(new float[static_cast<std::size_t>(tokens * kv_width())]);
   // Of all rows, but only the last ones are written, and read: the others never become memory.
   const std::unique_ptr<float[]> queries(new float[static_cast<std::size_t>(tokens * q_width())]);
+  wait_for_stream("keys");
   copy_to_host(keys.get(), wide_keys.data(), wide_keys.bytes(), stream_);
   copy_to_host(queries.get() + first * q_width(), wide_queries.data(), wide_queries.bytes(), stream_);
   stream_.synchronize();
@@ -290,6 +252,8 @@ HeadLists DeviceModel::choose_kept(const Prompt& prompt, int layer) {
   input.share_group = plan_.share_group;
   input.layer = layers_.index_of(layer);
   input.layers = layers_.count();
+  input.ranks.tp = input.ranks.group = shape_.tp.host;
+  input.ranks.kv_replicas = kv_replicas_;
   input.ranks.on_scored = [&] { mark(&clock_, Phase::kPrefill, layer, Operation::kSelect); };
   return select_kept(input, plan_.decode);
 }

@@ -26,4 +26,14 @@ struct AttendedRows {
 void add_diagnosis(DiagnosisSums& sums, const DiagnosisShape& shape, Phase phase, int layer,
                    std::int64_t rows, const AttendedRows& selected, const AttendedRows& dense);
 
+// What rows of one head add to each of the sums.
+struct HeadDiagnosis {
+  double kept_mass = 0;
+  double error = 0;
+  double norm = 0;
+  double rows = 0;
+};
+void add_diagnosis_sums(DiagnosisSums& sums, const DiagnosisShape& shape, Phase phase, int layer, int head,
+                        const HeadDiagnosis& part);
+
 }  // namespace tessera

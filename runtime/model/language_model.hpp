@@ -7,10 +7,12 @@
 #include <span>
 #include <vector>
 
+#include "attention/method.hpp"
 #include "parallel/partition.hpp"
 #include "runtime/core/operation.hpp"
 #include "runtime/model/completion.hpp"
 #include "runtime/model/op_times.hpp"
+#include "runtime/model/selection_listener.hpp"
 
 namespace tessera {
 
@@ -32,6 +34,12 @@ struct PrefillRequest {
   std::span<const std::int32_t> tokens;           // (S)
   std::span<const std::int64_t> logit_positions;  // ascending
   DiagnosisSums* diagnosis = nullptr;             // null: not wanted
+};
+
+// Pairs of this rank's rows and heads over the layers that a method sparsifies.
+struct PairTotals {
+  std::uint64_t visible = 0;
+  std::uint64_t causal = 0;
 };
 
 class LanguageModel {
@@ -56,11 +64,15 @@ class LanguageModel {
 
   virtual void set_want_logits(bool want) = 0;
   virtual void set_listener(StepListener listener) = 0;
+  virtual void set_selection_listener(SelectionListener* listener) = 0;  // null: none
+  // While set, each sparse layer of a prefill also selects with each of these settings (of the plan's prefill
+  // method), and adds what its rows would see to totals, one a step. Null ends it.
+  virtual void set_ladder(std::span<const MethodSettings> steps, std::vector<PairTotals>* totals) = 0;
 
   // Added to by every call, and complete once greedy_tokens has returned.
   virtual OpTimes& times() = 0;
   virtual const ExchangeCounts& exchange_counts() const = 0;    // of the last prefill
-  virtual const AttentionCounts& attention_counts() const = 0;  // of the last prefill
+  virtual const AttentionCounts& attention_counts() const = 0;  // likewise; complete as the times are
   virtual std::int64_t peak_kv_bytes() const = 0;               // of slots in use, bounds included
 };
 

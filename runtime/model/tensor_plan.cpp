@@ -102,6 +102,15 @@ HeadShare head_share(const ModelConfig& c, int tp_rank, int tp_size) {
   return share;
 }
 
+ModelConfig config_of_rank(const ModelConfig& config, int tp_rank, int tp_size) {
+  const HeadShare share = head_share(config, tp_rank, tp_size);
+  ModelConfig part = config;
+  part.heads = share.heads;
+  part.kv_heads = share.kv_heads;
+  part.mlp = config.mlp / tp_size;
+  return part;
+}
+
 std::int64_t vocab_begin(std::int64_t vocab, int tp_rank, int tp_size) {
   return vocab * tp_rank / tp_size;
 }

@@ -73,6 +73,9 @@ struct HeadShare {
 HeadShare head_share(const ModelConfig& config, int tp_rank, int tp_size);
 void check_tensor_parallel(const ModelConfig& config, int tp_size);
 
+// The model as one rank sees it: its heads, KV heads and part of the MLP. Vocabulary and hidden size stay.
+ModelConfig config_of_rank(const ModelConfig& config, int tp_rank, int tp_size);
+
 // [begin, end) of the vocabulary of one tp rank.
 std::int64_t vocab_begin(std::int64_t vocab, int tp_rank, int tp_size);
 

@@ -6,6 +6,7 @@
 #include "runtime/core/error.hpp"
 #include "runtime/core/gemm.hpp"
 #include "runtime/core/ops.hpp"
+#include "runtime/model/gather_logits.hpp"
 #include "runtime/model/step_timer.hpp"
 
 namespace tessera {
@@ -205,25 +206,7 @@ void Transformer::compute_logits(Phase phase, std::int64_t rows, std::vector<flo
   logit_phase_ = phase;
   logits.clear();
   if (!want_logits_) return;
-
-  const int ranks = grid_.tp->size();
-  std::vector<std::size_t> counts(ranks);
-  for (int rank = 0; rank < ranks; ++rank) {
-    counts[rank] = static_cast<std::size_t>(rows * (vocab_begin(config_.vocab, rank + 1, ranks) -
-                                                    vocab_begin(config_.vocab, rank, ranks))) *
-                   sizeof(float);
-  }
-  std::vector<float> gathered(static_cast<std::size_t>(rows * config_.vocab));
-  grid_.tp->all_gather_v(local, gathered.data(), counts);
-  logits.resize(gathered.size());
-  const float* source = gathered.data();
-  for (int rank = 0; rank < ranks; ++rank) {
-    const std::int64_t begin = vocab_begin(config_.vocab, rank, ranks);
-    const std::int64_t width = vocab_begin(config_.vocab, rank + 1, ranks) - begin;
-    for (std::int64_t row = 0; row < rows; ++row, source += width) {
-      std::copy_n(source, width, logits.data() + row * config_.vocab + begin);
-    }
-  }
+  logits = gather_vocabulary(*grid_.tp, {local, static_cast<std::size_t>(rows * share)}, rows, config_.vocab);
 }
 
 void Transformer::greedy_tokens(std::vector<std::int32_t>& tokens) {

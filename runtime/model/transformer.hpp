@@ -16,40 +16,11 @@
 #include "runtime/model/diagnosis.hpp"
 #include "runtime/model/language_model.hpp"
 #include "runtime/model/rope_table.hpp"
+#include "runtime/model/selection_listener.hpp"
 #include "runtime/model/tensor_plan.hpp"
 #include "runtime/model/weights.hpp"
 
 namespace tessera {
-
-// What a layer selected on this rank, as it happens (--dump-selections). Called on every rank of the group,
-// in the order of the layers; what it calls may be collective. Pointers last for the call.
-class SelectionListener {
- public:
-  virtual ~SelectionListener() = default;
-  struct PrefillLayer {
-    int layer = 0;
-    const SequencePartition* partition = nullptr;
-    std::span<const std::int32_t> positions;  // (T) of this rank's rows
-    const float* q = nullptr;                 // (T, H, D)
-    const float* k = nullptr;                 // (T, K, D) as the cache holds them
-    const PrefillChoice* choice = nullptr;    // null: this layer attends densely
-    const HeadLists* kept = nullptr;          // null: the cache keeps everything
-  };
-  virtual void prefill_layer(const PrefillLayer& layer) = 0;
-  struct DecodeLayer {
-    int layer = 0;
-    std::int32_t position = 0;
-    const float* q = nullptr;          // (H, D)
-    const HeadLists* pages = nullptr;  // K lists, or H
-  };
-  virtual void decode_layer(const DecodeLayer& layer) = 0;
-};
-
-// Pairs of this rank's rows and heads over the layers that a method sparsifies.
-struct PairTotals {
-  std::uint64_t visible = 0;
-  std::uint64_t causal = 0;
-};
 
 // Projections and MLP of a prompt go by chunks of this many tokens, so that their workspace does not grow
 // with it.
@@ -70,10 +41,8 @@ class Transformer final : public LanguageModel {
 
   void set_want_logits(bool want) override { want_logits_ = want; }
   void set_listener(StepListener listener) override { listener_ = std::move(listener); }
-  void set_selection_listener(SelectionListener* listener) { selection_listener_ = listener; }
-  // While set, each sparse layer of a prefill also selects with each of these settings (of the plan's prefill
-  // method), and adds what its rows would see to totals, one a step. Null ends it.
-  void set_ladder(std::span<const MethodSettings> steps, std::vector<PairTotals>* totals);
+  void set_selection_listener(SelectionListener* listener) override { selection_listener_ = listener; }
+  void set_ladder(std::span<const MethodSettings> steps, std::vector<PairTotals>* totals) override;
   OpTimes& times() override { return times_; }
   const ExchangeCounts& exchange_counts() const override { return exchange_; }
   const AttentionCounts& attention_counts() const override { return attention_; }

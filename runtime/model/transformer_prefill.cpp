@@ -150,7 +150,7 @@ void Transformer::climb_ladder(const SelectInput& input) {
 void Transformer::set_ladder(std::span<const MethodSettings> steps, std::vector<PairTotals>* totals) {
   ladder_ = steps;
   ladder_totals_ = totals;
-  if (totals != nullptr) totals->assign(steps.size(), {});
+  if (totals != nullptr) totals->resize(steps.size());
 }
 
 // Dense layers know what every rank needs from the partition alone; what a selection needs is told to the

@@ -282,7 +282,7 @@ TEST_CASE("choices among scores made to be hard: all equal, both zeros, NaN, lon
       [&] { return rng() % 9 == 0 ? std::bit_cast<float>(kPageNotHeld) : static_cast<float>(rng() % 7) - 3; },
       [&] { return rng() % 2 == 0 ? infinity : -infinity; },
       [&] { return static_cast<float>(rng()) * (rng() % 2 == 0 ? 1.0f : -1.0f); }};
-  for (const std::int64_t finished : {1, 31, 1024, 8191, 50'000}) {
+  for (const std::int64_t finished : {1, 31, 1024, 8193, 10'240, 10'241, 50'000}) {
     PageSelectProblem problem = {1, static_cast<int>(kinds.size()), static_cast<int>(kinds.size()), 128,
                                  false};
     std::vector<float> scores;

@@ -88,7 +88,9 @@ TEST_CASE("a trained model answers on a GPU as on the CPU") {
                                   {"--batch", "3"},
                                   {"--decode", "quest", "--set", "quest.tokens=4096"},
                                   {"--decode", "snapkv", "--set", "snapkv.tokens=4096"},
-                                  {"--decode", "streaming", "--set", "streaming.window=4096"}};
+                                  {"--decode", "streaming", "--set", "streaming.window=4096"},
+                                  {"--prefill", "vertical_slash", "--set", "vertical_slash.columns=4096"},
+                                  {"--prefill", "flexprefill", "--set", "flexprefill.alpha=1"}};
   for (const Words& options : nothing_hidden) {
     const std::string method = options.empty() ? "dense" : options[1];
     CAPTURE(method);
@@ -96,7 +98,16 @@ TEST_CASE("a trained model answers on a GPU as on the CPU") {
     int same = 0;
     for (std::size_t i = 0; i < kSamples; ++i) same += found.texts[i] == expected.texts[i];
     CHECK(same >= kSamples - 1);
+    CHECK(found.prefill_sparsity == 0);
     CHECK(found.decode_sparsity == 0);
+  }
+  // Budgets that the GPU calibrates.
+  for (const char* method : {"vertical_slash", "flexprefill"}) {
+    CAPTURE(method);
+    const Words half = {"--prefill", method, "--prefill-sparsity", "0.5"};
+    const Answers found = answers(folder, 1, half + on_gpu);
+    CHECK(found.prefill_sparsity == doctest::Approx(0.5).epsilon(0.2));
+    CHECK(found.score >= expected.score - 0.25);
   }
   const Words window = {"--decode", "streaming", "--set", "streaming.window=256"};
   CHECK(answers(folder, 1, window + on_gpu).score <= expected.score - 0.5);

@@ -258,6 +258,11 @@ TEST_CASE("other commands") {
   CHECK(e2e.batch == 8);
   CHECK(e2e.decode == "quest");
   CHECK(e2e.settings.at("quest.tokens") == "1024");
+  CHECK(e2e.prefill == "dense");
+  const auto target = std::get<BenchOptions>(
+      parse("bench e2e --model m --device cuda --prefill vertical_slash --prefill-sparsity .9"));
+  CHECK(target.prefill == "vertical_slash");
+  CHECK(target.prefill_sparsity == 0.9);
 }
 
 TEST_CASE("tasks: every option reaches its field") {
@@ -329,6 +334,10 @@ TEST_CASE("bad command lines are refused in one line that names the option and t
       {"bench gemm", {"--model DIR", "missing"}},
       {"bench decode --device cpu", {"--device", "'cpu'", "only device"}},
       {"bench attention --model m --path mma", {"--path", "--device cuda"}},
+      {"bench e2e --model m --prefill block_sparse", {"--prefill", "--device cuda"}},
+      {"bench e2e --model m --device cuda --prefill-sparsity .5", {"--prefill-sparsity", "dense"}},
+      {"bench e2e --model m --device cuda --prefill block_sparse --prefill-sparsity 1",
+       {"--prefill-sparsity", "'1'"}},
       {"bench attention --device cuda --path fast", {"--path", "'fast'", "wgmma"}},
       {"bench select --shapes D128-H64-K7-1K", {"--shapes", "'D128-H64-K7-1K'", "D128-H64-K8-128K"}},
       {"info --jsn", {"--jsn", "did you mean --json?"}},

@@ -6,10 +6,8 @@
 #include <map>
 
 #include "runtime/core/error.hpp"
-#include "runtime/model/device_model.hpp"
 #include "runtime/model/engine.hpp"
-#include "tests/cuda_support.hpp"
-#include "tests/model/drawn_models.hpp"
+#include "tests/model/gpu_model.hpp"
 
 using namespace tessera;
 using namespace tessera::testing;
@@ -30,39 +28,6 @@ AttentionPlan plan_of(const Settings& settings) {
   return AttentionPlan(MethodSettings(find_method(Phase::kPrefill, "dense"), {}),
                        MethodSettings(find_method(Phase::kDecode, settings.decode), settings.values));
 }
-
-// A drawn model on the GPU, its cache full of NaN.
-struct GpuModel {
-  GpuModel(const ModelConfig& model_config, std::int64_t prompt, std::int64_t total, int batch,
-           const AttentionPlan& plan = {}, bool graphs = true)
-      : config(model_config), rope(resolve_rope(config, "auto", total).rope) {
-    cuda::DeviceLoadOptions load;
-    load.device = Gpu::device();
-    load.dtype = config.dtype;
-    load.random_seed = kWeightSeed;
-    weights = cuda::load_device_weights("", config, load, meter);
-    cuda::DeviceModelShape shape;
-    shape.device = Gpu::device();
-    shape.kv_slots = kv_slots_needed(config, {{1, 1, 1}, prompt, total, batch, config.dtype}, plan);
-    shape.max_tokens = total;
-    shape.batch = batch;
-    shape.graphs = graphs;
-    model.emplace(config, rope, weights, shape, meter, plan);
-    const cuda::CudaStream stream(Gpu::device());
-    cuda::DeviceKvCache& cache = model->cache();
-    const KvShape& kv = cache.tables().shape();
-    const auto slots = static_cast<std::size_t>(cache.capacity());
-    cuda::fill_bytes(cache.slots(), 0xff, slots * kv.slot_bytes(), stream);
-    if (kv.page_bounds) cuda::fill_bytes(cache.bounds(), 0xff, slots * kv.bounds_bytes(), stream);
-    stream.synchronize();
-  }
-
-  ModelConfig config;
-  RopeConfig rope;
-  MemoryMeter meter;
-  cuda::DeviceWeights weights;
-  std::optional<cuda::DeviceModel> model;
-};
 
 // What rounding to `dtype` costs by itself on rows prompt − 1 … of these tokens.
 double own_error(CpuModel& cpu, const std::vector<std::int32_t>& tokens, std::int64_t prompt,
@@ -93,17 +58,6 @@ int compare_best(const std::vector<float>& got, const std::vector<float>& exact,
     CHECK(static_cast<std::size_t>(std::max_element(y, y + vocab) - y) == best);
   }
   return compared;
-}
-
-// The middle one of the largest differences of each row.
-double median_row_error(const std::vector<float>& a, const std::vector<float>& b, std::size_t vocab) {
-  REQUIRE(a.size() == b.size());
-  std::vector<double> errors;
-  for (std::size_t first = 0; first < a.size(); first += vocab) {
-    errors.push_back(largest_difference(a.data() + first, b.data() + first, vocab));
-  }
-  std::sort(errors.begin(), errors.end());
-  return errors[errors.size() / 2];
 }
 
 class Prompts : public RequestSource {
@@ -475,7 +429,7 @@ TEST_CASE("NaN is a numerical error, and what the device cannot run is refused")
   shape.batch = 1;
   CHECK_THROWS_AS(cuda::check_device_model(config, plan_of({"topp_pages"}), shape), UsageError);
   for (const Settings& prefill :
-       {Settings{"vertical_slash"}, Settings{"block_sparse", {{"block_sparse.edge", "32"}}}}) {
+       {Settings{"xattention"}, Settings{"block_sparse", {{"block_sparse.edge", "32"}}}}) {
     const AttentionPlan sparse(MethodSettings(find_method(Phase::kPrefill, prefill.decode), prefill.values),
                                MethodSettings(find_method(Phase::kDecode, "dense"), {}));
     CHECK_THROWS_AS(cuda::check_device_model(config, sparse, shape), UsageError);

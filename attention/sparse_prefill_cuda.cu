@@ -314,11 +314,15 @@ bool check_sparse_prefill(const SparsePrefillParams& p) {
 }
 
 // Once for the heads that share a list: their tiles are taken together.
-void attend_by_warps(const SparsePrefillParams& p, ListArguments a) {
-  const int heads_a_list = p.heads / p.lists.heads;
+void attend_by_warps(const SparsePrefillParams& p) {
+  const std::int64_t length = std::min(p.kv.length, p.kv.blocks * kBlockTokens);
+  const int l2_bytes = device_limits(p.stream).l2_bytes;
+  const int heads = section_heads(length, p.kv.head_dim, p.heads, p.kv.kv_heads, l2_bytes);
   SparsePrefillParams lists = p;
   lists.heads = p.lists.heads;
-  a.section_heads = std::max(1, a.section_heads / heads_a_list);
+  ListArguments a{};
+  a.row_blocks = static_cast<int>(p.row_blocks);
+  a.section_heads = std::max(1, heads / (p.heads / p.lists.heads));
   order_items(lists, a);
   block_prefill_attention(p, static_cast<const ListItem*>(p.workspace));
 }
@@ -349,13 +353,7 @@ std::size_t sparse_prefill_workspace(int heads, std::int64_t row_blocks, int lis
   return sizes.order + sizes.row_columns + sizes.seen_pages;
 }
 
-void sparse_prefill_attention(const SparsePrefillParams& p) {
-  if (!check_sparse_prefill(p)) return;
-  int major = 0;
-  CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, p.stream.device.ordinal));
-  if (major != 9) {
-    throw ResourceError("sparse prefill on the GPU needs compute capability 9, this device has {}", major);
-  }
+ListPlan plan_sparse_prefill(const SparsePrefillParams& p) {
   const DeviceLimits limits = device_limits(p.stream);
   ListArguments a{};
   a.table = p.kv.table;
@@ -374,16 +372,26 @@ void sparse_prefill_attention(const SparsePrefillParams& p) {
   a.order = static_cast<const ListItem*>(p.workspace);
   a.rows = p.rows;
   a.entries = p.lists.entries;
-  if (by_warps(p)) return attend_by_warps(p, a);
-  const bool columns = p.lists.columns != nullptr;
-  if (columns) find_seen_pages(p, a);
+  if (p.lists.columns != nullptr) find_seen_pages(p, a);
   order_items(p, a);
-  const ListMaps maps = list_maps(p);
+  return {a, list_maps(p), limits.multiprocessors};
+}
+
+void sparse_prefill_attention(const SparsePrefillParams& p) {
+  if (!check_sparse_prefill(p)) return;
+  int major = 0;
+  CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, p.stream.device.ordinal));
+  if (major != 9) {
+    throw ResourceError("sparse prefill on the GPU needs compute capability 9, this device has {}", major);
+  }
+  if (by_warps(p)) return attend_by_warps(p);
+  const ListPlan plan = plan_sparse_prefill(p);
+  const bool columns = p.lists.columns != nullptr;
   SparsePrefillRun* const runs[2][2] = {
       {sparse_prefill_by_head_dim<__half, false>, sparse_prefill_by_head_dim<__half, true>},
       {sparse_prefill_by_head_dim<__nv_bfloat16, false>, sparse_prefill_by_head_dim<__nv_bfloat16, true>}};
   SparsePrefillRun* const run = runs[p.kv.dtype == DType::kBF16 ? 1 : 0][columns ? 1 : 0];
-  run(a, maps, p.kv.head_dim, p.lists.rows_per_block, limits.multiprocessors, p.stream);
+  run(plan.arguments, plan.maps, p.kv.head_dim, p.lists.rows_per_block, plan.multiprocessors, p.stream);
 }
 
 }  // namespace tessera::cuda

@@ -41,6 +41,14 @@ struct ListArguments : PrefillArguments {
   int heads_a_list;
 };
 
+// What a launch needs, with the order of work and what columns ask for prepared on the stream.
+struct ListPlan {
+  ListArguments arguments;
+  ListMaps maps;
+  int multiprocessors;
+};
+ListPlan plan_sparse_prefill(const SparsePrefillParams& p);  // there is work
+
 // The pages of a list that the table holds and that a row can see, from the last block to the first. A whole
 // warp walks together: every lane looks at one entry, the slots of the next 32 entries and the 32 entries
 // after those are on their way.

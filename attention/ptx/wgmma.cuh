@@ -76,6 +76,8 @@ __device__ __forceinline__ void load_fragment(std::uint32_t (&a)[4], std::uint32
 #define TESSERA_REGS_32 \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define TESSERA_REGS_32_TO_47 \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define TESSERA_REGS_64 \
   "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
   "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
@@ -97,10 +99,12 @@ __device__ __forceinline__ void load_fragment(std::uint32_t (&a)[4], std::uint32
 #define TESSERA_BY_TYPE(form, n, ...) \
   if constexpr (std::is_same_v<T, __nv_bfloat16>) { form(n, "bf16", __VA_ARGS__); } else { form(n, "f16", __VA_ARGS__); }
 #define TESSERA_OUT_64 TESSERA_F32(d, 0)
+#define TESSERA_OUT_96 TESSERA_F32(d, 0), TESSERA_F8(d, 32), TESSERA_F8(d, 40)
 #define TESSERA_OUT_128 TESSERA_F32(d, 0), TESSERA_F32(d, 32)
 #define TESSERA_OUT_192 TESSERA_F32(d, 0), TESSERA_F32(d, 32), TESSERA_F32(d, 64)
 #define TESSERA_OUT_256 TESSERA_F32(d, 0), TESSERA_F32(d, 32), TESSERA_F32(d, 64), TESSERA_F32(d, 96)
 #define TESSERA_REGS_N64 TESSERA_REGS_0
+#define TESSERA_REGS_N96 TESSERA_REGS_0 ", " TESSERA_REGS_32_TO_47
 #define TESSERA_REGS_N128 TESSERA_REGS_0 ", " TESSERA_REGS_32
 #define TESSERA_REGS_N192 TESSERA_REGS_0 ", " TESSERA_REGS_32 ", " TESSERA_REGS_64
 #define TESSERA_REGS_N256 TESSERA_REGS_0 ", " TESSERA_REGS_32 ", " TESSERA_REGS_64 ", " TESSERA_REGS_96
@@ -111,9 +115,11 @@ template <typename T, int kN>
 __device__ __forceinline__ void wgmma_ss(float (&d)[kN / 2], std::uint64_t a_descriptor,
                                          std::uint64_t b_descriptor, int accumulate) {
   static_assert(std::is_same_v<T, __nv_bfloat16> || std::is_same_v<T, __half>);
-  static_assert(kN == 64 || kN == 128 || kN == 192);
+  static_assert(kN == 64 || kN == 96 || kN == 128 || kN == 192);
   if constexpr (kN == 64) {
     TESSERA_BY_TYPE(TESSERA_WGMMA_SS, 64, "32", "33", "34")
+  } else if constexpr (kN == 96) {
+    TESSERA_BY_TYPE(TESSERA_WGMMA_SS, 96, "48", "49", "50")
   } else if constexpr (kN == 128) {
     TESSERA_BY_TYPE(TESSERA_WGMMA_SS, 128, "64", "65", "66")
   } else {
@@ -127,9 +133,11 @@ template <typename T, int kN, bool kTransposed>
 __device__ __forceinline__ void wgmma_rs(float (&d)[kN / 2], const std::uint32_t* a,
                                          std::uint64_t b_descriptor, int accumulate) {
   static_assert(std::is_same_v<T, __nv_bfloat16> || std::is_same_v<T, __half>);
-  static_assert(kN == 64 || kN == 128 || kN == 192 || kN == 256);
+  static_assert(kN == 64 || kN == 96 || kN == 128 || kN == 192 || kN == 256);
   if constexpr (kN == 64) {
     TESSERA_BY_TYPE(TESSERA_WGMMA_RS, 64, "32", "33", "34", "35", "36", "37", "38")
+  } else if constexpr (kN == 96) {
+    TESSERA_BY_TYPE(TESSERA_WGMMA_RS, 96, "48", "49", "50", "51", "52", "53", "54")
   } else if constexpr (kN == 128) {
     TESSERA_BY_TYPE(TESSERA_WGMMA_RS, 128, "64", "65", "66", "67", "68", "69", "70")
   } else if constexpr (kN == 192) {
@@ -141,6 +149,7 @@ __device__ __forceinline__ void wgmma_rs(float (&d)[kN / 2], const std::uint32_t
 
 #undef TESSERA_REGS_0
 #undef TESSERA_REGS_32
+#undef TESSERA_REGS_32_TO_47
 #undef TESSERA_REGS_64
 #undef TESSERA_REGS_96
 #undef TESSERA_F8
@@ -149,10 +158,12 @@ __device__ __forceinline__ void wgmma_rs(float (&d)[kN / 2], const std::uint32_t
 #undef TESSERA_WGMMA_RS
 #undef TESSERA_BY_TYPE
 #undef TESSERA_OUT_64
+#undef TESSERA_OUT_96
 #undef TESSERA_OUT_128
 #undef TESSERA_OUT_192
 #undef TESSERA_OUT_256
 #undef TESSERA_REGS_N64
+#undef TESSERA_REGS_N96
 #undef TESSERA_REGS_N128
 #undef TESSERA_REGS_N192
 #undef TESSERA_REGS_N256

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "attention/block_select.cuh"
 #include "runtime/core/cuda_check.hpp"
 #include "runtime/core/cuda_launch.hpp"
 #include "runtime/core/error.hpp"
@@ -22,7 +23,6 @@ constexpr int kPoolThreads = 128;
 constexpr int kTileRows = 16;  // query blocks of a CTA, at most
 constexpr int kKeyRow = 128;   // keys of a row fill whole steps of a warp, four a lane
 constexpr int kBlockPages = kBlockTokens / kPageTokens;
-constexpr std::int64_t kForcedBlocks = 3;
 
 struct SelectArguments {
   BlockSelectProblem problem;
@@ -34,27 +34,6 @@ struct SelectArguments {
   std::int64_t* row_begin;
   BlockEntry* entries;
 };
-
-__device__ __forceinline__ float2 widen(__nv_bfloat162 pair) {
-  return __bfloat1622float2(pair);
-}
-__device__ __forceinline__ float2 widen(__half2 pair) {
-  return __half22float2(pair);
-}
-
-// Rows added in order, in fp32: two channels a thread. row_of(i): where the channels of row i are.
-template <typename Pair, class RowOf>
-__device__ __forceinline__ float2 mean_of_rows(int rows, const RowOf& row_of) {
-  float2 sum = {0, 0};
-#pragma unroll 16
-  for (int row = 0; row < rows; ++row) {
-    const float2 value = widen(__ldg(reinterpret_cast<const Pair*>(row_of(row))));
-    sum.x += value.x;
-    sum.y += value.y;
-  }
-  const float count = static_cast<float>(rows);
-  return {__fdiv_rn(sum.x, count), __fdiv_rn(sum.y, count)};
-}
 
 // Grid (rows, pairs of channels of all heads / threads).
 template <typename T, typename Pair>
@@ -94,25 +73,6 @@ __global__ void __launch_bounds__(kPoolThreads)
   float* target = means + (static_cast<std::int64_t>(head) * p.head_dim + channel) * stride + blockIdx.x;
   target[0] = mean.x;
   target[stride] = mean.y;
-}
-
-// In the order of ordered_bits in attention/top_units.hpp, as unsigned numbers.
-__device__ __forceinline__ std::uint32_t ordered(float value) {
-  const std::int32_t bits = __float_as_int(value + 0.0F);
-  return static_cast<std::uint32_t>(bits ^ (bits >> 31 & 0x7FFFFFFF)) ^ 0x80000000U;
-}
-
-// Entries of the rows before `row` of a head.
-__host__ __device__ __forceinline__ std::int64_t entries_before(std::int64_t row, std::int64_t budget,
-                                                                std::int64_t edge) {
-  const std::int64_t growing = row < budget ? row : budget;
-  return (growing * (growing + 1) / 2 + (row - growing) * budget) * (edge / kBlockTokens);
-}
-// Of a head: the last block of keys may be missing from the last row.
-__host__ __device__ __forceinline__ std::int64_t entries_a_head(const BlockSelectProblem& p,
-                                                                std::int64_t budget) {
-  const std::int64_t missing = p.rows() * (p.edge / kBlockTokens) - ceil_div(p.tokens, kBlockTokens);
-  return entries_before(p.rows(), budget, p.edge) - missing;
 }
 
 // A key such that fewer than `keep` are above it and at least `keep` are not below it, or that exactly `keep`
@@ -250,9 +210,6 @@ __global__ void __launch_bounds__(kThreads, 1) select_kernel(const SelectArgumen
 std::int64_t key_stride(const BlockSelectProblem& problem) {
   return ceil_div(problem.rows(), 2 * kThreads) * 2 * kThreads;
 }
-std::int64_t budget_of(const BlockSelectProblem& problem) {
-  return std::max(problem.budget, kForcedBlocks);
-}
 
 template <typename T, typename Pair>
 void pool(const DeviceBlockSelectParams& p, float* q_means, float* k_means) {
@@ -271,7 +228,9 @@ void check(const DeviceBlockSelectParams& p) {
   const BlockSelectProblem& problem = p.problem;
   constexpr std::int64_t kMostTokens = 1 << 29;
   TESSERA_CHECK(problem.tokens >= 0 && problem.tokens <= kMostTokens);
-  TESSERA_CHECK(problem.edge == kBlockTokens || problem.edge == 2 * kBlockTokens);
+  const std::int64_t edge = problem.edge;
+  TESSERA_CHECK(edge == kPageTokens || edge == 2 * kPageTokens || edge == kBlockTokens ||
+                edge == 2 * kBlockTokens);
   TESSERA_CHECK(problem.head_dim == 64 || problem.head_dim == 128 || problem.head_dim == 256);
   TESSERA_CHECK(problem.kv_heads > 0 && problem.heads % problem.kv_heads == 0);
   TESSERA_CHECK(p.kv.dtype == DType::kBF16 || p.kv.dtype == DType::kF16);
@@ -283,10 +242,11 @@ void check(const DeviceBlockSelectParams& p) {
 }  // namespace
 
 std::int64_t block_list_entries(const BlockSelectProblem& problem) {
-  return problem.heads * entries_a_head(problem, budget_of(problem));
+  return problem.heads * entries_a_head(problem, kept_blocks(problem));
 }
 
 std::size_t block_select_workspace(const BlockSelectProblem& problem) {
+  if (problem.edge < kBlockTokens) return small_block_workspace(problem);
   const std::int64_t floats = (problem.heads * problem.rows() + problem.kv_heads * key_stride(problem)) *
                               static_cast<std::int64_t>(problem.head_dim);
   return static_cast<std::size_t>(floats) * sizeof(float);
@@ -296,6 +256,7 @@ void select_blocks_on_device(const DeviceBlockSelectParams& p) {
   check(p);
   const BlockSelectProblem& problem = p.problem;
   if (problem.tokens == 0 || problem.heads == 0) return;
+  if (problem.edge < kBlockTokens) return select_small_blocks(p);
   auto* q_means = static_cast<float*>(p.workspace);
   float* k_means = q_means + problem.heads * problem.rows() * problem.head_dim;
   if (p.kv.dtype == DType::kBF16) {
@@ -319,7 +280,7 @@ void select_blocks_on_device(const DeviceBlockSelectParams& p) {
                     k_means,
                     static_cast<int>(key_stride(problem)),
                     static_cast<int>(tile_rows),
-                    budget_of(problem),
+                    kept_blocks(problem),
                     p.row_begin,
                     p.entries};
   launch(select_kernel,

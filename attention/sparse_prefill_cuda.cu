@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "attention/block_prefill_cuda.hpp"
 #include "attention/prefill_kernel.cuh"
 #include "attention/sparse_prefill_keys.cuh"
 #include "attention/tensor_map.hpp"
@@ -255,6 +256,11 @@ void find_seen_pages(const SparsePrefillParams& p, ListArguments& a) {
   a.heads_a_list = p.heads / p.lists.heads;
 }
 
+// Query blocks of 16 or 32 rows: block_prefill_cuda.hpp.
+bool by_warps(const SparsePrefillParams& p) {
+  return p.lists.rows_per_block < kQueryBlockRows;
+}
+
 // Boxes of all channels: of a block, of a page, and of 8 rows of a page.
 ListMaps list_maps(const SparsePrefillParams& p) {
   constexpr std::uint64_t kElement = 2;  // bytes
@@ -291,7 +297,9 @@ bool check_sparse_prefill(const SparsePrefillParams& p) {
   TESSERA_CHECK(p.q_row_stride % 8 == 0 &&
                 p.q_row_stride >= static_cast<std::int64_t>(p.heads) * p.kv.head_dim);
   TESSERA_CHECK(p.pool_slots > 0 && p.pool_slots < kMostSlots && p.scale > 0);
-  TESSERA_CHECK(p.lists.rows_per_block == kQueryBlockRows || p.lists.rows_per_block == 2 * kQueryBlockRows);
+  const int rows = p.lists.rows_per_block;
+  TESSERA_CHECK(rows == kPageTokens || rows == 2 * kPageTokens || rows == kQueryBlockRows ||
+                rows == 2 * kQueryBlockRows);
   if (p.lists.columns != nullptr) {
     constexpr std::int64_t kMostGathered = 1 << 26;  // slots: their rows fit in 32 bits
     TESSERA_CHECK(p.lists.column_counts != nullptr && p.lists.column_stride >= 0);
@@ -301,7 +309,22 @@ bool check_sparse_prefill(const SparsePrefillParams& p) {
   TESSERA_CHECK(p.lists.heads > 0 && p.heads % p.lists.heads == 0);
   TESSERA_CHECK(p.row_blocks > 0 && p.row_blocks * p.heads < (1LL << 31));
   TESSERA_CHECK(p.lists.row_begin != nullptr && p.workspace != nullptr && p.counters != nullptr);
+  if (by_warps(p)) check_block_prefill(p);
   return true;
+}
+
+// Once for the heads that share a list: their tiles are taken together.
+void attend_by_warps(const SparsePrefillParams& p) {
+  const std::int64_t length = std::min(p.kv.length, p.kv.blocks * kBlockTokens);
+  const int l2_bytes = device_limits(p.stream).l2_bytes;
+  const int heads = section_heads(length, p.kv.head_dim, p.heads, p.kv.kv_heads, l2_bytes);
+  SparsePrefillParams lists = p;
+  lists.heads = p.lists.heads;
+  ListArguments a{};
+  a.row_blocks = static_cast<int>(p.row_blocks);
+  a.section_heads = std::max(1, heads / (p.heads / p.lists.heads));
+  order_items(lists, a);
+  block_prefill_attention(p, static_cast<const ListItem*>(p.workspace));
 }
 
 }  // namespace
@@ -361,6 +384,7 @@ void sparse_prefill_attention(const SparsePrefillParams& p) {
   if (major != 9) {
     throw ResourceError("sparse prefill on the GPU needs compute capability 9, this device has {}", major);
   }
+  if (by_warps(p)) return attend_by_warps(p);
   const ListPlan plan = plan_sparse_prefill(p);
   const bool columns = p.lists.columns != nullptr;
   SparsePrefillRun* const runs[2][2] = {

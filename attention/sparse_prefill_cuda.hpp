@@ -20,10 +20,11 @@ namespace tessera::cuda {
 // The lists of a PrefillSelection on the device.
 struct PrefillLists {
   int heads = 0;                            // lists: query heads H, or a divisor of H when heads share
-  int rows_per_block = kQueryBlockRows;     // M: 64, or 128
+  int rows_per_block = kQueryBlockRows;     // M: 16, 32, 64 or 128
   std::int64_t query_blocks = 0;            // of the whole sequence: ceil(S / M)
   const std::int64_t* row_begin = nullptr;  // (heads · query_blocks + 1) into entries
-  const BlockEntry* entries = nullptr;      // ascending by block within a row
+  // Ascending by block within a row. For M = 16 and 32 a block may stand there again for other pages.
+  const BlockEntry* entries = nullptr;
   // (heads, column_stride) ascending positions, the first column_counts[list] of each; null: no columns. One
   // in a page that the row sees already counts once.
   const std::int32_t* columns = nullptr;
@@ -66,8 +67,8 @@ std::size_t sparse_prefill_workspace(int heads, std::int64_t row_blocks);
 // With columns: besides, a bit for each page that a query block may see.
 std::size_t sparse_prefill_workspace(int heads, std::int64_t row_blocks, int lists, std::int64_t kv_length);
 
-// D = 64, 128 or 256. ResourceError where the device is not of compute capability 9.0; InternalError where
-// the shapes are none that the kernel takes.
+// D = 64, 128 or 256; for M = 16 and 32, which take no columns, 64 or 128. ResourceError where the device is
+// not of compute capability 9.0; InternalError where the shapes are none that the kernel takes.
 void sparse_prefill_attention(const SparsePrefillParams& p);
 
 }  // namespace tessera::cuda

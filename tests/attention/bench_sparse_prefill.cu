@@ -9,10 +9,11 @@
 #include <vector>
 
 #include "attention/block_select_cuda.hpp"
-#include "tests/attention/bench_sparse_params.cuh"
+#include "tests/attention/bench_random_lists.cuh"
 
 using namespace tessera;
 using namespace tessera::cuda;
+using cuda_bench::Lists;
 using cuda_bench::median;
 using cuda_bench::Problem;
 using cuda_bench::Shape;
@@ -22,57 +23,6 @@ using cuda_bench::to_device;
 namespace {
 
 constexpr double kSparsities[] = {0, 0.5, 0.8, 0.9, 0.95, 0.98};
-
-struct Lists {
-  Lists(const Problem& problem, int rows_per_block, double sparsity, MemoryMeter& meter)
-      : rows_per_block(rows_per_block), sparsity(sparsity) {
-    const PrefillParams& dense = problem.p;
-    const std::int64_t rows = dense.tokens / rows_per_block;
-    const int blocks_a_unit = rows_per_block / kBlockTokens;
-    std::mt19937_64 rng(11);
-    std::vector<std::int64_t> row_begin = {0};
-    std::vector<BlockEntry> entries;
-    double visible = 0;
-    const double edge = rows_per_block;
-    for (int head = 0; head < dense.heads; ++head) {
-      for (std::int64_t row = 0; row < rows; ++row) {
-        const std::int64_t others =
-            std::llround((1 - sparsity) * static_cast<double>(row + 1)) - 1;  // beside the diagonal
-        std::int64_t wanted = std::clamp<std::int64_t>(others, 0, row);
-        visible += static_cast<double>(wanted) * edge * edge + edge * (edge + 1) / 2;
-        for (std::int64_t unit = 0; unit <= row; ++unit) {  // each of the rest with the chance that is due
-          const bool taken = unit == row || static_cast<std::int64_t>(
-                                                rng() % static_cast<std::uint64_t>(row - unit)) < wanted;
-          if (!taken) continue;
-          if (unit != row) --wanted;
-          for (int b = 0; b < blocks_a_unit; ++b) {
-            entries.push_back(BlockEntry::make(unit * blocks_a_unit + b, 15));
-          }
-        }
-        row_begin.push_back(static_cast<std::int64_t>(entries.size()));
-      }
-    }
-    const double length = static_cast<double>(dense.tokens);
-    kept = visible / (length * (length + 1) / 2 * dense.heads);
-    const TokenRange all = {0, dense.tokens};
-    const std::vector<QueryRows> query = query_rows({&all, 1}, rows_per_block);
-    begins = to_device(row_begin, dense.stream, meter);
-    list = to_device(entries, dense.stream, meter);
-    query_blocks = to_device(query, dense.stream, meter);
-    workspace = DeviceBuffer(sparse_prefill_workspace(dense.heads, rows), dense.stream.device,
-                             MemoryKind::kWorkspace, meter);
-    p = cuda_bench::sparse_params(
-        dense, {dense.heads, rows_per_block, rows, begins.as<std::int64_t>(), list.as<BlockEntry>()},
-        query_blocks, rows, workspace);
-  }
-
-  int rows_per_block;
-  double sparsity;
-  double kept = 0;  // share of causal pairs
-  DeviceBuffer begins, list, query_blocks, workspace;
-  SparsePrefillParams p;
-  std::vector<double> times;
-};
 
 // block_sparse with a budget that keeps about 1 − sparsity of the pairs.
 struct Chosen {
@@ -124,7 +74,8 @@ void bench(std::int64_t length, StreamView stream, MemoryMeter& meter) {
   Problem problem(shape, stream, meter);
   std::vector<std::unique_ptr<Lists>> lists;
   for (int rows : {128, 64}) {
-    for (double s : kSparsities) lists.push_back(std::make_unique<Lists>(problem, rows, s, meter));
+    for (double s : kSparsities)
+      lists.push_back(std::make_unique<Lists>(problem, rows, s, shape.heads, meter));
   }
   std::vector<std::unique_ptr<Chosen>> chosen;
   for (std::int64_t edge : {64, 128}) {

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <memory>
 #include <random>
 #include <string>
@@ -29,7 +30,8 @@ struct ListCase : PrefillCase {
   int rows_per_block = 64;
   double density = 0.3;  // of blocks
   Masks masks = Masks::kMixed;
-  bool guests = false;  // keys that nobody sees hold NaN
+  bool by_page = false;  // an entry names one page, and blocks stand in a list again
+  bool guests = false;   // keys that nobody sees hold NaN
   bool columns = false;
   double column_density = 0.05;       // of positions …
   std::int64_t columns_from = 0;      // … from here on …
@@ -65,7 +67,13 @@ class DrawnLists {
           if (!forced && (nothing || !chance(c.density))) continue;
           unsigned pages = c.masks == Masks::kSingle ? 1U << rng() % 4 : 1U + rng() % 15;
           if (forced || c.masks == Masks::kWhole || (c.masks == Masks::kMixed && chance(0.5))) pages = 15;
-          entries_.push_back(BlockEntry::make(block, pages));
+          if (c.by_page) {
+            for (unsigned left = pages; left != 0; left &= left - 1) {
+              entries_.push_back(BlockEntry::make(block, left & -left));
+            }
+          } else {
+            entries_.push_back(BlockEntry::make(block, pages));
+          }
           sees_[static_cast<std::size_t>((list * query_blocks_ + row) * blocks_ + block)] =
               static_cast<std::uint8_t>(pages);
         }
@@ -216,10 +224,11 @@ class ListProblem {
 };
 
 template <typename Body>
-void for_every_kernel(const Body& body) {
-  for (int head_dim : {64, 128, 256}) {
+void for_kernels(std::initializer_list<int> head_dims, std::initializer_list<int> rows_per_block,
+                 const Body& body) {
+  for (int head_dim : head_dims) {
     for (DType dtype : {DType::kBF16, DType::kF16}) {
-      for (int rows : {64, 128}) {
+      for (int rows : rows_per_block) {
         ListCase c;
         c.head_dim = head_dim;
         c.dtype = dtype;
@@ -228,6 +237,11 @@ void for_every_kernel(const Body& body) {
       }
     }
   }
+}
+
+template <typename Body>
+void for_every_kernel(const Body& body) {
+  for_kernels({64, 128, 256}, {64, 128}, body);
 }
 
 inline void set_group(ListCase& c, int group, int kv_heads, bool shared = false) {

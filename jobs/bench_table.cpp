@@ -55,6 +55,12 @@ std::string cell(double value, const char* format) {
   return value == value ? fmt::format(fmt::runtime(format), value) : std::string("-");
 }
 
+// What is gained, beside what would be if time followed the pairs that are kept.
+std::string speed_up_text(const BenchRow& row) {
+  if (!(row.sparsity < 1) || !(row.dense_seconds > 0)) return "";
+  return fmt::format("  speed-up {:.2f} of {:.2f}", 1 / share_of_dense(row), 1 / (1 - row.sparsity));
+}
+
 std::string now_in_utc() {
   return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}",
                      fmt::gmtime(std::chrono::system_clock::to_time_t(std::chrono::system_clock::now())));
@@ -87,10 +93,10 @@ void print_bench_head(const BenchReport& report) {
 void print_bench_row(const BenchReport& report, const BenchRow& row) {
   const double seconds = median_of(row.seconds);
   const double best = *std::min_element(row.seconds.begin(), row.seconds.end());
-  fmt::print("{:<22} {:<26} {:>11.1f} {:>11.1f} {:>8} {:>6} {:>9} {:>9} {:>7.0f}\n", row.shape, row.work,
+  fmt::print("{:<22} {:<26} {:>11.1f} {:>11.1f} {:>8} {:>6} {:>9} {:>9} {:>7.0f}{}\n", row.shape, row.work,
              seconds * 1e6, best * 1e6, cell(rate(row.flops, seconds) * 1e-12, "{:.1f}"),
              cell(rate(row.bytes, seconds) * 1e-12, "{:.3g}"), cell(share_of_limit(report, row), "{:.3f}"),
-             cell(share_of_dense(row), "{:.4f}"), row.sm_clock_mhz);
+             cell(share_of_dense(row), "{:.4f}"), row.sm_clock_mhz, speed_up_text(row));
   std::fflush(stdout);
 }
 
@@ -108,6 +114,7 @@ json bench_json(const BenchReport& report) {
                     {"limit", name_of(row.limit)},
                     {"share_of_limit", number(share_of_limit(report, row))},
                     {"share_of_dense", number(share_of_dense(row))},
+                    {"sparsity", number(row.sparsity)},
                     {"sm_clock_mhz", row.sm_clock_mhz}});
   }
   json result = {{"bench", report.bench},
@@ -158,6 +165,8 @@ void write_bench_trace(const BenchReport& report, const std::string& path) {
           [&](const BenchRow& row) { return share_of_limit(report, row); });
   numbers("bench/share_of_dense", "time over that of dense attention on the shape",
           [](const BenchRow& row) { return share_of_dense(row); });
+  numbers("bench/sparsity", "share of the causal pairs that is left out, as measured; NaN: no such",
+          [](const BenchRow& row) { return row.sparsity; });
   numbers("bench/sm_clock", "clock of the multiprocessors right after the work, MHz",
           [](const BenchRow& row) { return row.sm_clock_mhz; });
   numbers("bench/limit_read", "a plain read of device memory, bytes/s; NaN: not measured",

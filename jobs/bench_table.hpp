@@ -2,6 +2,7 @@
 // JSON and as an HDF5 trace.
 #pragma once
 
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -26,6 +27,7 @@ struct BenchRow {
   double flops = 0;             // 0: not counted
   double bytes = 0;             // that must be read; 0: not counted
   BenchLimit limit = BenchLimit::kNone;
+  double sparsity = std::numeric_limits<double>::quiet_NaN();  // of causal pairs, as measured; NaN: no such
   double dense_seconds = 0;  // median of dense attention on this shape; 0: no such
   double sm_clock_mhz = 0;   // measured on the GPU right after the work; median
 };

@@ -264,6 +264,8 @@ std::vector<std::string> usual_bench_shapes(BenchOptions::Kind kind) {
   switch (kind) {
     case BenchOptions::Kind::kAttention:
       return {"D128-H8-K1-32K", "D128-H64-K8-16K", "D128-H8-K1-128K", "D64-H16-K2-32K", "D256-H16-K8-32K"};
+    case BenchOptions::Kind::kSparse:
+      return {"D128-H8-K1-16K", "D128-H8-K1-64K", "D128-H8-K1-128K"};
     case BenchOptions::Kind::kDecode:
       return {"D128-H64-K8-128K", "D128-H64-K8-128K-N8", "D128-H8-K1-128K"};
     case BenchOptions::Kind::kSelect:
@@ -271,6 +273,39 @@ std::vector<std::string> usual_bench_shapes(BenchOptions::Kind kind) {
     default:
       return {};
   }
+}
+
+constexpr const char* kSparsePrefills[] = {"block_sparse-128", "block_sparse-64", "vertical_slash",
+                                           "flexprefill"};
+constexpr double kSparsities[] = {0.5, 0.8, 0.9, 0.95, 0.98};
+
+double parse_sparsity(const std::string& word, const std::string& where) {
+  const std::optional<double> sparsity = parse_real(word);
+  if (!sparsity || *sparsity < 0 || *sparsity >= 1)
+    throw UsageError("{}: '{}' is not in [0, 1)", where, word);
+  return *sparsity;
+}
+
+// Methods and sparsities of `bench sparse --device cuda`.
+void add_sparse_prefill_options(OptionSet& set, BenchOptions& o) {
+  o.methods.assign(std::begin(kSparsePrefills), std::end(kSparsePrefills));
+  o.sparsities.assign(std::begin(kSparsities), std::end(kSparsities));
+  set.custom("methods", OptionKind::kList, "LIST", fmt::format("{}", fmt::join(o.methods, ",")),
+             "prefill methods, block_sparse with its edge", [&o](const OptionValue& value) {
+               o.methods = split_list(value);
+               for (const std::string& word : o.methods) {
+                 if (std::find(std::begin(kSparsePrefills), std::end(kSparsePrefills), word) ==
+                     std::end(kSparsePrefills))
+                   throw UsageError("{}: '{}' is not one of {}", value.where, word,
+                                    fmt::join(kSparsePrefills, ", "));
+               }
+             });
+  set.custom("sparsities", OptionKind::kList, "LIST", fmt::format("{}", fmt::join(kSparsities, ",")),
+             "shares of the causal pairs to leave out", [&o](const OptionValue& value) {
+               o.sparsities.clear();
+               for (const std::string& word : split_list(value))
+                 o.sparsities.push_back(parse_sparsity(word, value.where));
+             });
 }
 
 // What `bench` takes on a GPU alone.
@@ -309,14 +344,11 @@ void add_gpu_bench_options(OptionSet& set, BenchOptions& o) {
                  }
                });
   }
+  if (o.kind == Kind::kSparse) add_sparse_prefill_options(set, o);
   if (o.kind == Kind::kDecode || o.kind == Kind::kSelect) {
-    set.custom("sparsity", OptionKind::kReal, "X", "0.95", "share of the tokens that sparse rows leave out",
-               [&o](const OptionValue& value) {
-                 const std::optional<double> sparsity = parse_real(value.words.front());
-                 if (!sparsity || *sparsity < 0 || *sparsity >= 1)
-                   throw UsageError("{}: '{}' is not in [0, 1)", value.where, value.words.front());
-                 o.sparsity = *sparsity;
-               });
+    set.custom(
+        "sparsity", OptionKind::kReal, "X", "0.95", "share of the tokens that sparse rows leave out",
+        [&o](const OptionValue& value) { o.sparsity = parse_sparsity(value.words.front(), value.where); });
     set.integer("warps", &o.warps, 1, 32, "warps of a CTA that attends", "N", "as chosen for the shape");
     set.integer("stages", &o.stages, 1, 16, "pages under way a warp", "N", "as chosen for the shape");
   }
@@ -350,7 +382,9 @@ OptionSet bench_options(BenchOptions& o) {
       {"attention",
        "Times dense attention at a model's heads, in prefill and decode; on a GPU prefill at given shapes."},
       {"sparse",
-       "Times selection and sparse attention of one layer of random data, as a share of dense attention."},
+       "Times selection and sparse attention of one layer of random data, as a share of dense attention; on "
+       "a "
+       "GPU prefill at given shapes, with the speed-up beside 1/(1 - sparsity)."},
       {"exchange",
        "Counts the keys and values that 4 sequence-parallel ranks fetch under sparse attention, as a share "
        "of an all-gather."},
@@ -361,7 +395,7 @@ OptionSet bench_options(BenchOptions& o) {
   const bool one_layer = o.kind == Kind::kSparse || o.kind == Kind::kExchange;
   const bool gpu_alone = o.kind == Kind::kDecode || o.kind == Kind::kSelect;
   const bool on_cpu_too = o.kind == Kind::kEndToEnd || o.kind == Kind::kLoad || o.kind == Kind::kGemm ||
-                          o.kind == Kind::kAttention;
+                          o.kind == Kind::kAttention || o.kind == Kind::kSparse;
   if (one_layer) o.length = 32768;
   if (gpu_alone) o.device = DeviceKind::kCuda;
   OptionSet set(fmt::format("bench {}", text.name), text.summary,
@@ -416,8 +450,8 @@ ParsedCommand parse_bench(const std::vector<std::string>& words, BenchOptions::K
   const bool whole_model = kind == BenchOptions::Kind::kEndToEnd || kind == BenchOptions::Kind::kLoad;
   if (on_gpu && !whole_model && !set.was_given("repeats")) o.repeats = kGpuRepeats;
   if (!on_gpu) {
-    for (const char* name :
-         {"shapes", "path", "batch", "prefill", "prefill-sparsity", "decode", "set", "trace"}) {
+    for (const char* name : {"shapes", "path", "batch", "prefill", "prefill-sparsity", "decode", "set",
+                             "trace", "methods", "sparsities"}) {
       if (set.was_given(name)) throw UsageError("--{}: this bench takes it with --device cuda alone", name);
     }
     const bool needs_model = kind == BenchOptions::Kind::kGemm || kind == BenchOptions::Kind::kAttention;

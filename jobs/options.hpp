@@ -136,9 +136,11 @@ struct BenchOptions {
   int repeats = 3;
   bool json = false;
   // on a GPU
-  std::vector<BenchShape> shapes;          // attention, decode, select
+  std::vector<BenchShape> shapes;          // attention, decode, select, sparse
   std::vector<std::string> paths{"auto"};  // attention: auto, wgmma, wgmma-192, mma
   double sparsity = 0.95;                  // decode, select
+  std::vector<double> sparsities;          // sparse
+  std::vector<std::string> methods;        // sparse: of prefill, block_sparse with its edge
   int warps = 0;                           // decode, select: of attention; 0: as chosen for the shape
   int stages = 0;
   int batch = 1;                                // e2e

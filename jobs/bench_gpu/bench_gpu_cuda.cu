@@ -15,11 +15,12 @@ BenchReport run_gpu_bench(const BenchOptions& options) {
   report.library = cuda::DeviceGemm::library_version();
   report.multiprocessors = machine.devices.front().multiprocessors;
   cuda::GpuTimer gpu(report.multiprocessors);
-  const bool counts_flops = options.kind == Kind::kAttention || options.kind == Kind::kGemm;
+  const bool counts_flops =
+      options.kind == Kind::kAttention || options.kind == Kind::kSparse || options.kind == Kind::kGemm;
   if (counts_flops) gpu.measure_gemm(report.limits);
   if (options.kind == Kind::kLoad) {
     gpu.measure_host_copy(report.limits);
-  } else if (options.kind != Kind::kAttention) {
+  } else if (options.kind != Kind::kAttention && options.kind != Kind::kSparse) {
     gpu.measure_memory(report.limits);
   }
   if (!options.json) print_bench_head(report);
@@ -31,6 +32,10 @@ BenchReport run_gpu_bench(const BenchOptions& options) {
     case Kind::kAttention:
       report.bench = "attention";
       cuda::bench_prefill(options, gpu, show);
+      break;
+    case Kind::kSparse:
+      report.bench = "sparse";
+      cuda::bench_sparse_prefill(options, gpu, show);
       break;
     case Kind::kDecode:
       report.bench = "decode";

@@ -13,6 +13,8 @@ using ShowRow = std::function<void(BenchRow)>;  // adds it to the report
 
 // Dense causal prefill by every path of --path in turns.
 void bench_prefill(const BenchOptions& options, GpuTimer& gpu, const ShowRow& show);
+// Sparse prefill methods at --sparsities beside dense: choice, attention, both.
+void bench_sparse_prefill(const BenchOptions& options, GpuTimer& gpu, const ShowRow& show);
 // A decode step: dense, quest and heads that eviction packed, at --sparsity.
 void bench_decode(const BenchOptions& options, GpuTimer& gpu, const ShowRow& show);
 // The parts of a quest step: scores of pages, choice, attention to the chosen.

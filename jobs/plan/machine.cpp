@@ -15,17 +15,23 @@ constexpr double kGiga = 1e9, kTera = 1e12, kMicro = 1e-6;
 
 struct BuiltIn {
   const char* name;
-  double memory, flops, attention_flops, bandwidth, link_bandwidth;
+  double memory, flops;
+  AttentionRates attention;
+  double bandwidth, link_bandwidth, layer_latency;
 };
 
-// h200: DESIGN.md section 8: bf16 GEMM sustained on 72B shapes 671 TFLOP/s; causal prefill at 128K 561
-// TFLOP/s (cuDNN); read-only copy 4.47 TB/s; link from its all-gather over NVLink, 3/4 of 42.9/2 GB in 43 ms.
-// Memory is the nominal one, in powers of ten: some 6 % less than the device shows, for the context of CUDA.
-// h100: not measured there. The same compute die, so the same rates; memory 80 GB, whose nominal 3.35 TB/s
-// are taken to sustain the same share as the 4.8 TB/s of the H200.
+// h200: DESIGN.md section 8: bf16 GEMM sustained on 72B shapes 671 TFLOP/s; read-only copy 4.47 TB/s; link
+// from its all-gather over NVLink, 3/4 of 42.9/2 GB in 43 ms. Memory is the nominal one, in powers of ten:
+// some 6 % less than the device shows, for the context of CUDA. h100: memory 80 GB, whose nominal 3.35 TB/s
+// are taken to sustain the same share as the 4.8 TB/s of the H200. Both, measured on an H100, which has the
+// same compute die: our causal attention at 32K by `tessera bench attention` (the README's table; with D =
+// 128 the mean of 16K, 32K and 128K); what a decode step of 24, 36 and 28 layers took beyond its bytes, a
+// layer.
+constexpr AttentionRates kHopperAttention{552e12, 690e12, 778e12};
+constexpr double kHopperLayer = 28e-6;
 constexpr std::array kBuiltIn = {
-    BuiltIn{"h200", 141e9, 671e12, 561e12, 4.47e12, 375e9},
-    BuiltIn{"h100", 80e9, 671e12, 561e12, 4.47e12 * 3.35 / 4.8, 375e9},
+    BuiltIn{"h200", 141e9, 671e12, kHopperAttention, 4.47e12, 375e9, kHopperLayer},
+    BuiltIn{"h100", 80e9, 671e12, kHopperAttention, 4.47e12 * 3.35 / 4.8, 375e9, kHopperLayer},
 };
 
 // Above any machine, below what somebody gives who means FLOP/s or bytes.
@@ -49,10 +55,11 @@ void replace(const MachineOptions& options, Machine& machine) {
   };
   set(options.memory, machine.memory);
   set(options.flops, machine.flops);
-  set(options.attention_flops, machine.attention_flops);
+  if (const std::optional<double> rate = options.attention_flops) machine.attention = {*rate, *rate, *rate};
   set(options.bandwidth, machine.bandwidth);
   set(options.link_bandwidth, machine.link_bandwidth);
   set(options.link_latency, machine.link_latency);
+  set(options.layer_latency, machine.layer_latency);
 }
 
 // --device-memory, --flops, …
@@ -66,6 +73,8 @@ void add_machine_rates(OptionSet& set, MachineOptions& o) {
            "what a rank receives from all others together");
   add_rate(set, "link-latency", &o.link_latency, "US", kMicro,
            "microseconds that a collective takes beside its bytes; none are counted without it");
+  add_rate(set, "layer-latency", &o.layer_latency, "US", kMicro,
+           "microseconds that the kernels of a layer take to start and to end in a decode step");
 }
 
 std::vector<std::string> machine_names() {
@@ -115,7 +124,8 @@ Machine make_machine(const MachineOptions& options) {
     const BuiltIn& row = *std::find_if(kBuiltIn.begin(), kBuiltIn.end(), [&](const BuiltIn& candidate) {
       return candidate.name == options.machine;
     });
-    machine = {row.name, row.memory, row.flops, row.attention_flops, row.bandwidth, row.link_bandwidth};
+    machine = {row.name, row.memory, row.flops, row.attention, row.bandwidth, row.link_bandwidth};
+    machine.layer_latency = row.layer_latency;
   } else if (!options.machine.empty() && options.machine != "cpu") {
     const std::vector<std::string> names = machine_names();
     throw UsageError("--machine: '{}' is not known{}", options.machine,
@@ -123,7 +133,7 @@ Machine make_machine(const MachineOptions& options) {
                                 fmt::format("; use one of {}, or FILE.toml", fmt::join(names, ", "))));
   }
   replace(options, machine);
-  if (machine.attention_flops == 0) machine.attention_flops = machine.flops;
+  if (machine.attention.d128 == 0) machine.attention = {machine.flops, machine.flops, machine.flops};
   return machine;
 }
 

@@ -90,20 +90,21 @@ SampleCost predict_cost(const PlanProblem& p) {
 void fill_times(const PlanProblem& p, const Machine& m, GridPlan& g) {
   const double layers = static_cast<double>(p.config.layers);
   g.linear_s = std::max(time_of(g.flops_linear, m.flops), time_of(g.weights, m.bandwidth));
-  g.attention_s = time_of(g.flops_attention, m.attention_flops);
+  g.passes_s = time_of(g.bytes_passes, m.bandwidth);
+  g.attention_s = time_of(g.flops_attention, m.attention.of(p.config.head_dim));
   g.estimate_s = time_of(g.flops_estimate, m.flops);
   g.exchange_s = time_of(g.bytes_exchanged + g.bytes_reshard, m.link_bandwidth) +
                  (g.shape.sp > 1 ? layers * m.link_latency : 0);
   const double reduces = 2 * layers + 1;  // after attention and MLP of each layer, and the embedding
   g.all_reduce_s =
       time_of(g.bytes_all_reduce, m.link_bandwidth) + (g.shape.tp > 1 ? reduces * m.link_latency : 0);
-  g.prefill_s = g.linear_s + g.attention_s + g.estimate_s + g.exchange_s + g.all_reduce_s;
+  g.prefill_s = g.linear_s + g.passes_s + g.attention_s + g.estimate_s + g.exchange_s + g.all_reduce_s;
 
   const double read = g.step_weights + g.step_kv + g.step_estimator;
   double waits = g.decode.weights > 1 ? reduces : 0;
   if (g.decode.kv_tokens > 1) waits += layers;
   g.step_s = std::max(time_of(read, m.bandwidth), time_of(g.step_flops, m.flops)) +
-             time_of(g.step_exchanged, m.link_bandwidth) + waits * m.link_latency;
+             time_of(g.step_exchanged, m.link_bandwidth) + waits * m.link_latency + layers * m.layer_latency;
   const double steps = static_cast<double>(p.output_tokens - 1);
   g.sample_s = (g.prefill_s + (steps > 0 ? steps * g.step_s / p.batch : 0)) / g.shape.dp;
 }

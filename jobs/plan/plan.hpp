@@ -69,6 +69,7 @@ struct GridPlan {
 
   // prefill
   double flops_linear = 0, flops_attention = 0, flops_estimate = 0;
+  double bytes_passes = 0;      // activations that norms, rope and the MLP's product of two read and write
   double bytes_needed = 0;      // keys and values of others that its rows see, by the stated assumption
   double bytes_full = 0;        // an all-gather
   double bytes_exchanged = 0;   // whichever --exchange takes
@@ -80,7 +81,7 @@ struct GridPlan {
   double step_exchanged = 0;  // bytes received: all-reduces, partial results of split tokens
 
   // seconds; NaN where the machine's rates are not known
-  double linear_s = kUnknown, attention_s = kUnknown, estimate_s = kUnknown;
+  double linear_s = kUnknown, passes_s = kUnknown, attention_s = kUnknown, estimate_s = kUnknown;
   double exchange_s = kUnknown, all_reduce_s = kUnknown;
   double prefill_s = kUnknown;  // of one prompt
   double step_s = kUnknown;     // of one token of each sequence of the batch

@@ -49,6 +49,19 @@ double step_weight_bytes(const PlanProblem& p, int tp) {
   return bytes;
 }
 
+// Bytes of activations that pass through memory beside the matrix products, for one token in all layers: two
+// norms that add to the residual stream (two rows in, two out), rope (queries, keys and values in and out),
+// and the MLP's product of its two halves (two rows in, one out). Heads and MLP are split by tp, the stream
+// is not.
+double pass_bytes(const PlanProblem& p, int tp) {
+  const ModelConfig& c = p.config;
+  const HeadShare share = head_share(c, 0, tp);
+  const double stream = 2 * 4 * static_cast<double>(c.hidden);
+  const double heads = 2 * static_cast<double>((share.heads + 2 * share.kv_heads) * c.head_dim);
+  const double mlp = 3 * static_cast<double>(c.mlp) / tp;
+  return static_cast<double>(c.layers) * static_cast<double>(size_of(p.dtype)) * (stream + heads + mlp);
+}
+
 // Share of the model's visible pairs that the busiest sp rank computes, a head.
 double busiest_share(const PlanProblem& p, const SequencePartition& partition) {
   const LayerPlans layers(p.attention, p.config);
@@ -134,6 +147,7 @@ void fill_prefill(const PlanProblem& p, const Machine& machine, const SampleCost
 
   const MatrixElements matrices = matrix_elements(p.config, g.shape.tp);
   g.flops_linear = 2 * (tokens * matrices.layers + matrices.logits);  // two operations an element
+  g.bytes_passes = tokens * pass_bytes(p, g.shape.tp);
   g.flops_attention = static_cast<double>(cost.flops_attention[0]) * busiest_share(p, partition) / g.shape.tp;
   g.flops_estimate = static_cast<double>(cost.flops_estimate[0]) / group;
   // After attention and MLP of each layer, and the embedding: the residual stream of the rank's tokens.

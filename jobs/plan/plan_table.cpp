@@ -78,6 +78,7 @@ constexpr Number kNumbers[] = {
     {"step_exchanged_bytes", [](const GridPlan& g) { return g.step_exchanged; }},
     {"step_flop", [](const GridPlan& g) { return g.step_flops; }},
     {"prefill_linear_s", [](const GridPlan& g) { return g.linear_s; }},
+    {"prefill_passes_s", [](const GridPlan& g) { return g.passes_s; }},
     {"prefill_attention_s", [](const GridPlan& g) { return g.attention_s; }},
     {"prefill_estimate_s", [](const GridPlan& g) { return g.estimate_s; }},
     {"prefill_exchange_s", [](const GridPlan& g) { return g.exchange_s; }},
@@ -151,10 +152,11 @@ std::vector<Line> heading(const PlanReport& r) {
   };
   add(m.memory, "B", m.memory_is_shared ? "of memory for all ranks" : "of memory a rank");
   add(m.flops, "FLOP/s", "in products");
-  add(m.attention_flops, "FLOP/s", "in attention");
+  add(m.attention.of(r.setup.problem->config.head_dim), "FLOP/s", "in attention");
   add(m.bandwidth, "B/s", "from memory");
   add(m.link_bandwidth, "B/s", "from other ranks");
   add(m.link_latency, "s", "a collective");
+  add(m.layer_latency, "s", "a layer of a decode step");
   lines.push_back({"machine", machine});
   return lines;
 }
@@ -285,10 +287,11 @@ std::string json(const PlanReport& r) {
                      {"memory_bytes", m.memory},
                      {"memory_is_shared", m.memory_is_shared},
                      {"flop_per_s", m.flops},
-                     {"attention_flop_per_s", m.attention_flops},
+                     {"attention_flop_per_s", m.attention.of(p.config.head_dim)},
                      {"bytes_per_s", m.bandwidth},
                      {"link_bytes_per_s", m.link_bandwidth},
-                     {"collective_s", m.link_latency}};
+                     {"collective_s", m.link_latency},
+                     {"layer_s", m.layer_latency}};
   root["sample"] = {
       {"flops_linear", by_phase(c.flops_linear)},      {"flops_attention", by_phase(c.flops_attention)},
       {"flops_estimate", by_phase(c.flops_estimate)},  {"flops_paper", by_phase(c.flops_paper)},

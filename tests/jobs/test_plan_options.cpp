@@ -102,7 +102,8 @@ TEST_CASE("machines: by name, by file, by options") {
   const Machine cpu = make_machine(plan("--flops 1.5 --bandwidth 200 --link-latency 20").eval.machine);
   CHECK(cpu.name == "cpu");
   CHECK(cpu.flops == 1.5e12);
-  CHECK(cpu.attention_flops == 1.5e12);
+  CHECK(cpu.attention.of(64) == 1.5e12);
+  CHECK(cpu.attention.of(256) == 1.5e12);
   CHECK(cpu.link_latency == doctest::Approx(20e-6));
   CHECK(cpu.has_rates());
   CHECK(!make_machine({}).has_rates());

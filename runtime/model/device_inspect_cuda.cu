@@ -1,6 +1,7 @@
 // Selections on their way to a file (--dump-selections): lists, queries and keys of a layer come to the host,
 // which waits for them. None of it is in the times of a sample.
 #include <algorithm>
+#include <bit>
 
 #include "attention/selection_builder.hpp"
 #include "runtime/core/device_ops.hpp"
@@ -48,7 +49,8 @@ void DeviceModel::tell_listener(Prompt& prompt, int layer, const HeadLists* kept
   prompt.choice = {};
 }
 
-// Blocks of the method's edge from their lists; those of 128 tokens have two entries each, or one at the end.
+// Blocks of the method's edge from their lists; those of 128 tokens have two entries each, or one at the end,
+// those of 16 and 32 one that names some pages.
 void DeviceModel::download_blocks(Prompt& prompt, const PrefillLists& lists) {
   clock_.pause();
   const std::int64_t edge = lists.rows_per_block;
@@ -62,7 +64,9 @@ void DeviceModel::download_blocks(Prompt& prompt, const PrefillLists& lists) {
     for (std::int64_t i = 0; i < lists.query_blocks; ++i, ++row) {
       std::vector<std::int32_t>& list = of_head.emplace_back();
       for (std::int64_t at = begin[row]; at < begin[row + 1]; ++at) {
-        const std::int64_t first_token = entries[static_cast<std::size_t>(at)].block() * kBlockTokens;
+        const BlockEntry& entry = entries[static_cast<std::size_t>(at)];
+        const std::int64_t first_token =
+            entry.block() * kBlockTokens + std::countr_zero(entry.pages()) * kPageTokens;
         const auto block = static_cast<std::int32_t>(first_token / edge);
         if (list.empty() || list.back() != block) list.push_back(block);
       }

@@ -39,14 +39,13 @@ DeviceBuffer upload_positions(std::int64_t count, std::int64_t step, StreamView 
   return buffer;
 }
 
-void check_block_sparse(const AttentionPlan& plan) {
+void check_block_sparse(const ModelConfig& config, const AttentionPlan& plan) {
   const std::int64_t edge = plan.prefill.whole("edge");
-  if (edge != kBlockTokens && edge != 2 * kBlockTokens) {
+  if (edge < kBlockTokens && config.head_dim > 128) {
     throw UsageError(
-        "--set block_sparse.edge={}: the CUDA backend chooses blocks of 64 or 128 tokens; use one of those "
-        "or "
-        "--device cpu",
-        edge);
+        "--set block_sparse.edge={}: with heads of {} channels the CUDA backend chooses blocks of 64 or 128 "
+        "tokens; use one of those or --device cpu",
+        edge, config.head_dim);
   }
   if (plan.share_group) {
     throw UsageError(
@@ -80,7 +79,7 @@ void check_device_model(const ModelConfig& config, const AttentionPlan& plan, co
         "block_sparse on the CUDA backend so far; use one of those or --device cpu",
         prefill.name);
   }
-  if (prefill.importance == Importance::kPooledBlocks) check_block_sparse(plan);
+  if (prefill.importance == Importance::kPooledBlocks) check_block_sparse(config, plan);
   if (decode.unit == SelectUnit::kPages && decode.budget != BudgetRule::kUniform) {
     throw UsageError(
         "--device cuda --decode {}: of the methods that read pages the CUDA backend has quest so "

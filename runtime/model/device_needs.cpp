@@ -79,10 +79,17 @@ DeviceNeeds device_bytes_needed(const ModelConfig& config, const RunShape& run, 
   if (plan.prefill.method().importance == Importance::kPooledBlocks) {
     // Means of blocks, and for each row of blocks its list and its place in the order of work.
     constexpr std::int64_t kSpare = 1024;  // means are laid out for whole steps of a kernel
-    const std::int64_t rows = ceil_div(run.prompt_tokens, plan.prefill.whole("edge"));
+    const std::int64_t edge = plan.prefill.whole("edge");
+    const std::int64_t rows = ceil_div(run.prompt_tokens, edge);
     const std::int64_t listed = std::min(rows, std::max<std::int64_t>(3, plan.prefill.whole("blocks"))) *
-                                plan.prefill.whole("edge") / kBlockTokens;
+                                std::max<std::int64_t>(1, edge / kBlockTokens);
     pooled += 4 * (rows * q + (rows + kSpare) * k) + c.heads * rows * (4 * listed + 32);
+    if (edge < kBlockTokens) {  // scores of some rows, in steps of 128
+      constexpr std::int64_t kStep = 128, kChunkBytes = 128 << 20;
+      const std::int64_t row = ceil_div(rows, kStep) * kStep;
+      const std::int64_t row_bytes = 4 * c.heads * row;
+      pooled += std::min(std::max(kChunkBytes, kStep * row_bytes), row * row_bytes);
+    }
   }
   if (plan.prefill.method().unit == SelectUnit::kColumnsAndDiagonals) {
     pooled += line_bytes(c, run.prompt_tokens, plan);

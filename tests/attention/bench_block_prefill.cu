@@ -6,10 +6,12 @@
 #include <memory>
 #include <vector>
 
+#include "tests/attention/bench_chosen_blocks.cuh"
 #include "tests/attention/bench_random_lists.cuh"
 
 using namespace tessera;
 using namespace tessera::cuda;
+using cuda_bench::Chosen;
 using cuda_bench::Lists;
 using cuda_bench::median;
 using cuda_bench::Problem;
@@ -36,6 +38,8 @@ void bench(std::int64_t length, StreamView stream, MemoryMeter& meter) {
     for (double s : {0.8, 0.9, 0.95}) add(rows, s, false);
     for (double s : {0.5, 0.9}) add(rows, s, true);
   }
+  std::vector<std::unique_ptr<Chosen>> chosen;
+  for (std::int64_t edge : {16, 32}) chosen.push_back(std::make_unique<Chosen>(problem, edge, 0.9, meter));
   CudaEvent begin(stream.device, EventUse::kTiming);
   CudaEvent end(stream.device, EventUse::kTiming);
   std::vector<double> dense;
@@ -46,6 +50,16 @@ void bench(std::int64_t length, StreamView stream, MemoryMeter& meter) {
     for (const auto& t : all) {
       const double ms = time(stream, begin, end, [&] { sparse_prefill_attention(t->lists.p); });
       if (round >= 0) t->times.push_back(ms);
+    }
+    for (const auto& c : chosen) {
+      const double select_ms = time(stream, begin, end, [&] { select_blocks_on_device(c->select); });
+      const double ms = time(stream, begin, end, [&] {
+        select_blocks_on_device(c->select);
+        sparse_prefill_attention(c->attend);
+      });
+      if (round < 0) continue;
+      c->select_times.push_back(select_ms);
+      c->times.push_back(ms);
     }
   }
   const double s = static_cast<double>(length);
@@ -61,6 +75,15 @@ void bench(std::int64_t length, StreamView stream, MemoryMeter& meter) {
         static_cast<long long>(length), t->lists.rows_per_block, t->shared ? "shared  " : "per head",
         t->lists.sparsity, t->lists.kept, ms, ms / dense_ms, 4 * kept * shape.head_dim / ms * 1e-9,
         kept / kPageTokens * 4 * shape.head_dim / ms * 1e-9);
+  }
+  for (const auto& c : chosen) {
+    const double ms = median(c->times);
+    const double select_ms = median(c->select_times);
+    std::printf(
+        "S=%-6lld block_sparse %-2lld s=%.2f kept %.4f %9.3f ms  of dense %.4f  selection %.3f ms, of dense "
+        "%.4f\n",
+        static_cast<long long>(length), static_cast<long long>(c->select.problem.edge), c->sparsity, c->kept,
+        ms, ms / dense_ms, select_ms, select_ms / dense_ms);
   }
   std::fflush(stdout);
 }

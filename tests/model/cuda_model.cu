@@ -257,7 +257,8 @@ TEST_CASE("prompts under block_sparse see what they see on the CPU, and say near
     CpuModel dense(config, kLong, kEnd, 1);
     const std::vector<float> full = forced_logits(dense.transformer, tokens, kLong, kEnd);
     for (const auto& [edge, blocks] :
-         {std::pair{"64", "6"}, std::pair{"64", "1"}, std::pair{"128", "4"}, std::pair{"64", "100"}}) {
+         {std::pair{"64", "6"}, std::pair{"64", "1"}, std::pair{"128", "4"}, std::pair{"64", "100"},
+          std::pair{"16", "24"}, std::pair{"16", "1"}, std::pair{"16", "100"}, std::pair{"32", "12"}}) {
       CAPTURE(name);
       CAPTURE(edge);
       CAPTURE(blocks);
@@ -428,11 +429,15 @@ TEST_CASE("NaN is a numerical error, and what the device cannot run is refused")
   CHECK_THROWS_AS(cuda::check_device_model(config, dense, shape), UsageError);
   shape.batch = 1;
   CHECK_THROWS_AS(cuda::check_device_model(config, plan_of({"topp_pages"}), shape), UsageError);
-  for (const Settings& prefill :
-       {Settings{"xattention"}, Settings{"block_sparse", {{"block_sparse.edge", "32"}}}}) {
-    const AttentionPlan sparse(MethodSettings(find_method(Phase::kPrefill, prefill.decode), prefill.values),
-                               MethodSettings(find_method(Phase::kDecode, "dense"), {}));
-    CHECK_THROWS_AS(cuda::check_device_model(config, sparse, shape), UsageError);
-  }
+  const auto prompts_under = [](const Settings& prefill) {
+    return AttentionPlan(MethodSettings(find_method(Phase::kPrefill, prefill.decode), prefill.values),
+                         MethodSettings(find_method(Phase::kDecode, "dense"), {}));
+  };
+  CHECK_THROWS_AS(cuda::check_device_model(config, prompts_under({"xattention"}), shape), UsageError);
+  const AttentionPlan small_blocks = prompts_under({"block_sparse", {{"block_sparse.edge", "32"}}});
+  ModelConfig wide = config;
+  wide.head_dim = 256;
+  CHECK_THROWS_AS(cuda::check_device_model(wide, small_blocks, shape), UsageError);
+  cuda::check_device_model(config, small_blocks, shape);
   cuda::check_device_model(config, dense, shape);
 }

@@ -142,9 +142,17 @@ struct PrefillRing {
   std::uint64_t v_empty[C::kStages];
 };
 
+// Of lists: the item that the warp that brings keys has begun, for the one that brings values.
+struct BegunItem {
+  std::uint64_t full;
+  std::uint64_t empty;
+  int item;
+};
+
 template <class C>
 struct PrefillShared {
   PrefillRing<C> rings[C::kRings];
+  BegunItem begun[C::kRings];
 };
 
 // Place in the ring. A producer waits for parity ^ 1: a fresh barrier counts as released.

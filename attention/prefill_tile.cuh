@@ -48,7 +48,6 @@ struct PrefillConfig {
   static constexpr int kProducerRegisters = kConsumers == 3           ? 32
                                             : kPartRows == kBlockRows ? 24
                                             : kGathers                ? (kHeadDim == 256 ? 72 : 88)
-                                            : kRings == 1             ? 40
                                                                       : 56;
   static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 252 - kProducerRegisters / 2;
   static_assert(kRings == 1 || (kRings == 2 && kConsumers == 2));

@@ -50,14 +50,23 @@ __global__ void __launch_bounds__(C::kThreads, 1)
         ptx::barrier_init(&ring.v_empty[stage], kReleases * C::kRowBlocks);
       }
     }
+    for (BegunItem& begun : s.begun) {
+      ptx::barrier_init(&begun.full, 1);
+      ptx::barrier_init(&begun.empty, 1);
+    }
     ptx::fence_barrier_init();
   }
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
     ptx::give_registers<C::kProducerRegisters>();
     const int warp = static_cast<int>(threadIdx.x) / 32;
-    const int ring = C::kRings == 1 ? 0 : warp;
-    if (warp < C::kRings) produce<C, Keys>(p, maps, s.rings[ring], ring);
+    const int ring = C::kRings == 1 ? 0 : warp % 2;
+    if constexpr (C::kListed) {
+      if (warp == ring) produce_keys<C, Keys>(p, maps, s.rings[ring], s.begun[ring], ring);
+      if (warp == ring + 2) produce_values<C, Keys>(p, maps, s.rings[ring], s.begun[ring]);
+    } else {
+      if (warp == 0) produce<C, Keys>(p, maps, s.rings[ring]);
+    }
   } else {
     ptx::take_registers<C::kConsumerRegisters>();
     const int consumer = static_cast<int>(threadIdx.x) / kWarpgroup - 1;

@@ -1,4 +1,4 @@
-// A producer warp of the prefill kernels: walks the keys that each item needs and brings them into its ring.
+// The producer warps of the prefill kernels: walk the keys that each item needs and bring them into a ring.
 // Which keys is what a Keys class knows; here the dense one.
 #pragma once
 
@@ -159,61 +159,95 @@ class HeldKeys {
   const PrefillArguments& p_;
 };
 
-// By one warp. ring: which of the CTA's this is.
+// The first tile of an item waits for its queries' place: groups of 64 channels of each query block.
+template <class C>
+__device__ __forceinline__ void load_queries(const PrefillMaps& maps, PrefillRing<C>& s,
+                                             const ItemRows<C>& rows, std::uint32_t parity) {
+  constexpr std::uint32_t kQueryBytes = kBlockRows * C::kHeadDim * sizeof(typename C::T);
+#pragma unroll
+  for (int w = 0; w < C::kRowBlocks; ++w) {
+    ptx::barrier_wait(&s.q_empty[w], parity ^ 1);
+    if (threadIdx.x % 32 != 0) continue;
+    ptx::barrier_arrive_expect(&s.q_full[w], kQueryBytes);
+#pragma unroll
+    for (int g = 0; g < C::kGroups; ++g) {
+      ptx::load_box_3d(s.q[w] + g * kBlockRows * kBoxChannels, &maps.q, &s.q_full[w], g * kBoxChannels,
+                       rows.head, rows.token + w * kBlockRows, ptx::kEvictFirst);
+    }
+  }
+}
+
+// A tile's keys, and what it says of itself, once its stage is free.
+template <class C, class Keys>
+__device__ __forceinline__ void load_keys(const typename Keys::Arguments& p, const typename Keys::Maps& maps,
+                                          PrefillRing<C>& s, const RingPlace<C::kStages>& place,
+                                          const typename Keys::Tile& tile, const ItemRows<C>& rows,
+                                          bool last) {
+  std::uint64_t* full = &s.k_full[place.stage];
+  ptx::barrier_wait(&s.k_empty[place.stage], place.parity ^ 1);
+  KeyTile<C>& described = s.tiles[place.stage];
+  Keys::describe(tile, described);
+  if (threadIdx.x % 32 == 0) {
+    described.rows = rows;
+    described.last = last ? 1 : 0;
+  }
+  __syncwarp();
+  Keys::load(p, maps, s.k[place.stage], full, tile, 0);
+}
+
+template <class C, class Keys>
+__device__ __forceinline__ void load_values(const typename Keys::Arguments& p,
+                                            const typename Keys::Maps& maps, PrefillRing<C>& s,
+                                            const RingPlace<C::kStages>& place,
+                                            const typename Keys::Tile& tile) {
+  ptx::barrier_wait(&s.v_empty[place.stage], place.parity ^ 1);
+  Keys::load(p, maps, s.v[place.stage], &s.v_full[place.stage], tile, 1);
+}
+
+// Tells the consumers that there is no more work. The last producer to come leaves the counters as it found
+// them.
+template <class C>
+__device__ __forceinline__ void end_of_work(const PrefillArguments& p, PrefillRing<C>& s,
+                                            const RingPlace<C::kStages>& place, int producers) {
+  ptx::barrier_wait(&s.k_empty[place.stage], place.parity ^ 1);
+  if (threadIdx.x % 32 != 0) return;
+  s.tiles[place.stage].rows.head = -1;
+  ptx::barrier_arrive(&s.k_full[place.stage], C::kFullArrivals);
+  __threadfence();
+  if (atomicAdd(p.counters + 1, 1U) == static_cast<unsigned>(producers) - 1) {
+    p.counters[0] = 0;
+    p.counters[1] = 0;
+  }
+}
+
+// By one warp: keys and values of dense items.
 template <class C, class Keys>
 __device__ __forceinline__ void produce(const typename Keys::Arguments& p, const typename Keys::Maps& maps,
-                                        PrefillRing<C>& s, int ring) {
-  constexpr std::uint32_t kQueryBytes = kBlockRows * C::kHeadDim * sizeof(typename C::T);
-  const bool leader = threadIdx.x % 32 == 0;
+                                        PrefillRing<C>& s) {
   RingPlace<C::kStages> place;
   RingPlace<C::kStages> value_place;  // of the tile whose values have not been asked for
   typename Keys::Tile values;
   bool values_due = false;
   std::uint32_t q_parity = 0;
-  const auto load_values = [&] {
-    std::uint64_t* full = &s.v_full[value_place.stage];
-    ptx::barrier_wait(&s.v_empty[value_place.stage], value_place.parity ^ 1);
-    Keys::load(p, maps, s.v[value_place.stage], full, values, 1);
-  };
-
-  const int producers = static_cast<int>(gridDim.x) * C::kRings;
-  int item = ring * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+  const int producers = static_cast<int>(gridDim.x);
+  int item = static_cast<int>(blockIdx.x);
   while (item < p.items) {
     int next_item = 0;  // asked for early: the answer is there when this item has been streamed
-    if (leader) next_item = producers + static_cast<int>(atomicAdd(p.counters, 1U));
+    if (threadIdx.x % 32 == 0) next_item = producers + static_cast<int>(atomicAdd(p.counters, 1U));
 
     Keys keys(p, item);
     bool first_tile = true;
     bool more = keys.any();
     do {
       const typename Keys::Tile tile = keys.take(more);
-      std::uint64_t* full = &s.k_full[place.stage];
-      ptx::barrier_wait(&s.k_empty[place.stage], place.parity ^ 1);
-      KeyTile<C>& described = s.tiles[place.stage];
-      Keys::describe(tile, described);
-      if (leader) {
-        described.rows = keys.rows();
-        described.last = more ? 0 : 1;
-      }
-      __syncwarp();
-      Keys::load(p, maps, s.k[place.stage], full, tile, 0);
+      load_keys<C, Keys>(p, maps, s, place, tile, keys.rows(), !more);
       // Values are needed one tile later than keys.
-      if (values_due) load_values();
+      if (values_due) load_values<C, Keys>(p, maps, s, value_place, values);
       values = tile;
       value_place = place;
       values_due = true;
       if (first_tile) {
-#pragma unroll
-        for (int w = 0; w < C::kRowBlocks; ++w) {
-          ptx::barrier_wait(&s.q_empty[w], q_parity ^ 1);
-          if (!leader) continue;
-          ptx::barrier_arrive_expect(&s.q_full[w], kQueryBytes);
-#pragma unroll
-          for (int g = 0; g < C::kGroups; ++g) {
-            ptx::load_box_3d(s.q[w] + g * kBlockRows * kBoxChannels, &maps.q, &s.q_full[w], g * kBoxChannels,
-                             keys.rows().head, keys.rows().token + w * kBlockRows, ptx::kEvictFirst);
-          }
-        }
+        load_queries<C>(maps, s, keys.rows(), q_parity);
         q_parity ^= 1;
         first_tile = false;
       }
@@ -221,17 +255,72 @@ __device__ __forceinline__ void produce(const typename Keys::Arguments& p, const
     } while (more);
     item = __shfl_sync(0xFFFFFFFF, next_item, 0);
   }
-  if (values_due) load_values();
-  ptx::barrier_wait(&s.k_empty[place.stage], place.parity ^ 1);
-  if (leader) {
-    s.tiles[place.stage].rows.head = -1;
-    ptx::barrier_arrive(&s.k_full[place.stage], C::kFullArrivals);
-    // The last to ask leaves the counters as it found them.
-    __threadfence();
-    if (atomicAdd(p.counters + 1, 1U) == static_cast<unsigned>(producers) - 1) {
-      p.counters[0] = 0;
-      p.counters[1] = 0;
+  if (values_due) load_values<C, Keys>(p, maps, s, value_place, values);
+  end_of_work<C>(p, s, place, producers);
+}
+
+// By one warp: keys and queries of listed items. Another, produce_values, walks the same lists one item
+// behind at most, since copies of single pages and keys take a warp long to issue. ring: which of the CTA's
+// this is.
+template <class C, class Keys>
+__device__ __forceinline__ void produce_keys(const typename Keys::Arguments& p,
+                                             const typename Keys::Maps& maps, PrefillRing<C>& s,
+                                             BegunItem& begun, int ring) {
+  RingPlace<C::kStages> place;
+  RingPlace<1> item_place;
+  std::uint32_t q_parity = 0;
+  const int producers = static_cast<int>(gridDim.x) * C::kRings;
+  int item = ring * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+  while (true) {
+    ptx::barrier_wait(&begun.empty, item_place.parity ^ 1);
+    if (threadIdx.x % 32 == 0) {
+      begun.item = item;
+      ptx::barrier_arrive(&begun.full);
     }
+    item_place.advance();
+    if (item >= p.items) break;
+    int next_item = 0;  // asked for early: the answer is there when this item has been streamed
+    if (threadIdx.x % 32 == 0) next_item = producers + static_cast<int>(atomicAdd(p.counters, 1U));
+
+    Keys keys(p, item);
+    bool first_tile = true;
+    bool more = keys.any();
+    do {
+      const typename Keys::Tile tile = keys.take(more);
+      load_keys<C, Keys>(p, maps, s, place, tile, keys.rows(), !more);
+      if (first_tile) {
+        load_queries<C>(maps, s, keys.rows(), q_parity);
+        q_parity ^= 1;
+        first_tile = false;
+      }
+      place.advance();
+    } while (more);
+    item = __shfl_sync(0xFFFFFFFF, next_item, 0);
+  }
+  end_of_work<C>(p, s, place, producers);
+}
+
+// By one warp: values of the items that produce_keys begins.
+template <class C, class Keys>
+__device__ __forceinline__ void produce_values(const typename Keys::Arguments& p,
+                                               const typename Keys::Maps& maps, PrefillRing<C>& s,
+                                               BegunItem& begun) {
+  RingPlace<C::kStages> place;
+  RingPlace<1> item_place;
+  while (true) {
+    ptx::barrier_wait(&begun.full, item_place.parity);
+    const int item = begun.item;
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) ptx::barrier_arrive(&begun.empty);
+    item_place.advance();
+    if (item >= p.items) break;
+    Keys keys(p, item);
+    bool more = keys.any();
+    do {
+      const typename Keys::Tile tile = keys.take(more);
+      load_values<C, Keys>(p, maps, s, place, tile);
+      place.advance();
+    } while (more);
   }
 }
 

@@ -48,7 +48,6 @@ struct PrefillConfig {
   static constexpr int kProducerRegisters = kConsumers == 3           ? 32
                                             : kPartRows == kBlockRows ? 24
                                             : kGathers                ? (kHeadDim == 256 ? 72 : 88)
-                                            : kRings == 1             ? 40
                                                                       : 56;
   static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 252 - kProducerRegisters / 2;
   static_assert(kRings == 1 || (kRings == 2 && kConsumers == 2));
@@ -142,9 +141,17 @@ struct PrefillRing {
   std::uint64_t v_empty[C::kStages];
 };
 
+// Of lists: the item that the warp that brings keys has begun, for the one that brings values.
+struct BegunItem {
+  std::uint64_t full;
+  std::uint64_t empty;
+  int item;
+};
+
 template <class C>
 struct PrefillShared {
   PrefillRing<C> rings[C::kRings];
+  BegunItem begun[C::kRings];
 };
 
 // Place in the ring. A producer waits for parity ^ 1: a fresh barrier counts as released.

@@ -13,7 +13,8 @@ namespace tessera::cuda {
 // By consumers, keys a tile, stages, turns, slack, steps of Q in registers, rows of a part, rings. A list for
 // 128 rows is read by two warpgroups together. Lists for 64 rows are read by one each; tiles are then
 // shorter, and Q stays in registers, since products of 64 keys would read Q from shared memory as often as
-// the keys.
+// the keys. On an H100 at 131,072 tokens two stages of 96 keys took .94 of the time of three of 64 with
+// random blocks, .80 with single pages.
 template <typename T, int kHeadDim, int kRowsPerBlock, bool kColumns>
 struct ListedConfig;
 template <typename T, bool kColumns>
@@ -21,7 +22,7 @@ struct ListedConfig<T, 64, 128, kColumns>
     : PrefillConfig<T, 64, 2, 128, 2, true, 8, 0, kPageTokens, 1, kColumns> {};
 template <typename T, bool kColumns>
 struct ListedConfig<T, 128, 128, kColumns>
-    : PrefillConfig<T, 128, 2, 128, 2, true, 8, 0, kPageTokens, 1, kColumns> {};
+    : PrefillConfig<T, 128, 2, 128, 2, true, 8, kColumns ? 0 : 8, kPageTokens, 1, kColumns> {};
 template <typename T, bool kColumns>
 struct ListedConfig<T, 256, 128, kColumns>
     : PrefillConfig<T, 256, 2, 64, 2, true, 8, 0, kPageTokens, 1, kColumns> {};
@@ -30,7 +31,7 @@ struct ListedConfig<T, 64, 64, kColumns>
     : PrefillConfig<T, 64, 2, 128, 2, false, 8, 4, kPageTokens, 2, kColumns> {};
 template <typename T, bool kColumns>
 struct ListedConfig<T, 128, 64, kColumns>
-    : PrefillConfig<T, 128, 2, 64, 3, false, 8, 8, kPageTokens, 2, kColumns> {};
+    : PrefillConfig<T, 128, 2, 96, 2, false, 8, 8, kPageTokens, 2, kColumns> {};
 template <typename T, bool kColumns>
 struct ListedConfig<T, 256, 64, kColumns>
     : PrefillConfig<T, 256, 2, 64, 1, false, 8, 0, kPageTokens, 2, kColumns> {};

@@ -29,16 +29,26 @@ class ListedColumns {
     unsigned source;
   };
 
-  __device__ __forceinline__ ListedColumns(const std::int32_t* columns, int count,
+  __device__ __forceinline__ ListedColumns(const std::int32_t* columns, const std::int32_t* reachable,
                                            const std::uint32_t* seen_pages, const std::int32_t* table)
-      : columns_(columns), seen_pages_(seen_pages), table_(table), left_(count) {
-    next_ = load_column();
-    look_up();
-    upcoming_ = load_column();
-    fetch();
+      : columns_(columns), seen_pages_(seen_pages), table_(table), left_(__ldg(reachable)) {}
+
+  // What the first columns need hangs together in three loads: each step uses what the one before asked for.
+  // Taken beside the tiles of pages that come first, they keep nobody waiting.
+  __device__ __forceinline__ void prepare() {
+    if (prepared_ == 0) {
+      next_ = load_column();
+    } else if (prepared_ == 1) {
+      look_up();
+      upcoming_ = load_column();
+    } else if (prepared_ == 2) {
+      fetch();
+    }
+    ++prepared_;
   }
 
   __device__ __forceinline__ bool any() {
+    while (prepared_ < 3) prepare();
     while (held_ == 0 && left_ > -64) fetch();  // two batches are asked for and not fetched
     return held_ != 0;
   }
@@ -89,12 +99,13 @@ class ListedColumns {
   const std::uint32_t* seen_pages_;
   const std::int32_t* table_;
   int left_;  // columns not asked for
+  int prepared_ = 0;
   unsigned held_ = 0;
-  Column current_;
-  int next_;  // the next batch, with …
-  int slot_;
-  unsigned pages_;
-  int upcoming_;  // the one after
+  Column current_ = {};
+  int next_ = -1;  // the next batch, with …
+  int slot_ = kNoSlot;
+  unsigned pages_ = 0;
+  int upcoming_ = -1;  // the one after
 };
 
 // Keys of an item of the plan: pages, then columns.
@@ -106,6 +117,7 @@ class ListedColumnKeys : ListedKeys<C> {
   using Arguments = ListArguments;
   using Maps = ListMaps;
   using Pages::rows;
+  using typename Pages::Coming;
   static_assert(C::kGathers && C::kKeys % 32 == 0);
   static constexpr int kLaneKeys = C::kKeys / 32;  // lane l looks after rows l, l + 32, …
 
@@ -126,6 +138,7 @@ class ListedColumnKeys : ListedKeys<C> {
     bool pages = this->pages_.any();
     tile.gathered = more && !pages;
     if (!tile.gathered) {
+      columns_.prepare();
       tile.pages = Pages::take(pages);
       more = pages || columns_.any();
       return tile;
@@ -207,7 +220,7 @@ class ListedColumnKeys : ListedKeys<C> {
                                                              int row_block) {
     const int list = head / p.heads_a_list;
     const std::int64_t row = static_cast<std::int64_t>(list) * p.row_blocks + row_block;
-    return ListedColumns(p.columns + list * p.column_stride, __ldg(&p.row_columns[row].reachable),
+    return ListedColumns(p.columns + list * p.column_stride, &p.row_columns[row].reachable,
                          p.seen_pages + row * p.page_words, p.table + (head / p.group) * p.table_stride);
   }
 

@@ -23,7 +23,7 @@ class ListedColumns {
  public:
   static constexpr unsigned kNowhere = ~0U;  // as a source: no key
 
-  // A column as its position and its row of keys: slot · 64 + row of the block.
+  // A column as its position and its row of keys in the pool: a slot is 64 rows of keys and 64 of values.
   struct Column {
     int position;
     unsigned source;
@@ -88,7 +88,7 @@ class ListedColumns {
   __device__ __forceinline__ void fetch() {
     const bool covered = (pages_ >> next_ / kPageTokens % kPagesAWord & 1U) != 0;
     held_ = __ballot_sync(0xFFFFFFFF, slot_ >= 0 && !covered);
-    current_ = {next_, static_cast<unsigned>(slot_) * kBlockTokens +
+    current_ = {next_, static_cast<unsigned>(slot_) * (2 * kBlockTokens) +
                            static_cast<unsigned>(next_ & (kBlockTokens - 1))};
     next_ = upcoming_;
     look_up();
@@ -194,19 +194,23 @@ class ListedColumnKeys : ListedKeys<C> {
         static_cast<const char*>(p.pool) + half * kBlockTokens * kRowBytes + piece * kPiece;
     const std::uint32_t group =
         ptx::shared_address(target) + static_cast<std::uint32_t>(piece / kGroupPieces) * C::kGroupBytes;
+    // Rows of a group of 8 stand one behind the other, their pieces where the swizzle puts them.
+    constexpr int kTurnsOfEight = 8 / kRows;
+    std::uint32_t places[kTurnsOfEight];
+#pragma unroll
+    for (int i = 0; i < kTurnsOfEight; ++i) {
+      const int row = i * kRows + row_of_few;
+      places[i] = group + row * 128 + static_cast<std::uint32_t>((piece ^ row) % kGroupPieces) * kPiece;
+    }
 #pragma unroll
     for (int part = 0; part < kLaneKeys; ++part) {
-#pragma unroll 4
+#pragma unroll
       for (int i = 0; i < 32 / kRows; ++i) {
-        const int row = i * kRows + row_of_few;
-        const unsigned key = __shfl_sync(0xFFFFFFFF, source.source[part], row);
+        const unsigned key = __shfl_sync(0xFFFFFFFF, source.source[part], i * kRows + row_of_few);
         const bool there = key != ListedColumns::kNowhere;
-        // A slot is 64 rows of keys and 64 of values.
-        const std::int64_t pool_row =
-            there ? std::int64_t{key / kBlockTokens} * (2 * kBlockTokens) + key % kBlockTokens : 0;
-        const std::uint32_t place = group + (32 * part + row) / 8 * C::kEightRowsBytes + row % 8 * 128 +
-                                    static_cast<std::uint32_t>((piece ^ row) % kGroupPieces) * kPiece;
-        ptx::copy_16_bytes(place, pool + pool_row * kRowBytes, there);
+        const std::uint32_t place =
+            places[i % kTurnsOfEight] + (32 * part / 8 + i / kTurnsOfEight) * C::kEightRowsBytes;
+        ptx::copy_16_bytes(place, pool + (there ? std::uint64_t{key} * kRowBytes : 0), there);
       }
     }
     ptx::arrive_after_copies(full);

@@ -283,16 +283,18 @@ __device__ __forceinline__ void produce_keys(const typename Keys::Arguments& p,
     if (threadIdx.x % 32 == 0) next_item = producers + static_cast<int>(atomicAdd(p.counters, 1U));
 
     Keys keys(p, item);
-    bool first_tile = true;
+    typename Keys::Coming coming;
+    int tiles = 0;
     bool more = keys.any();
     do {
       const typename Keys::Tile tile = keys.take(more);
       load_keys<C, Keys>(p, maps, s, place, tile, keys.rows(), !more);
-      if (first_tile) {
+      if (tiles == 0) {
         load_queries<C>(maps, s, keys.rows(), q_parity);
         q_parity ^= 1;
-        first_tile = false;
       }
+      if (tiles >= 2 && tiles <= 4) coming.look(p, __shfl_sync(0xFFFFFFFF, next_item, 0), tiles);
+      ++tiles;
       place.advance();
     } while (more);
     item = __shfl_sync(0xFFFFFFFF, next_item, 0);

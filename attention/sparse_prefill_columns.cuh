@@ -23,22 +23,32 @@ class ListedColumns {
  public:
   static constexpr unsigned kNowhere = ~0U;  // as a source: no key
 
-  // A column as its position and its row of keys: slot · 64 + row of the block.
+  // A column as its position and its row of keys in the pool: a slot is 64 rows of keys and 64 of values.
   struct Column {
     int position;
     unsigned source;
   };
 
-  __device__ __forceinline__ ListedColumns(const std::int32_t* columns, int count,
+  __device__ __forceinline__ ListedColumns(const std::int32_t* columns, const std::int32_t* reachable,
                                            const std::uint32_t* seen_pages, const std::int32_t* table)
-      : columns_(columns), seen_pages_(seen_pages), table_(table), left_(count) {
-    next_ = load_column();
-    look_up();
-    upcoming_ = load_column();
-    fetch();
+      : columns_(columns), seen_pages_(seen_pages), table_(table), left_(__ldg(reachable)) {}
+
+  // What the first columns need hangs together in three loads: each step uses what the one before asked for.
+  // Taken beside the tiles of pages that come first, they keep nobody waiting.
+  __device__ __forceinline__ void prepare() {
+    if (prepared_ == 0) {
+      next_ = load_column();
+    } else if (prepared_ == 1) {
+      look_up();
+      upcoming_ = load_column();
+    } else if (prepared_ == 2) {
+      fetch();
+    }
+    ++prepared_;
   }
 
   __device__ __forceinline__ bool any() {
+    while (prepared_ < 3) prepare();
     while (held_ == 0 && left_ > -64) fetch();  // two batches are asked for and not fetched
     return held_ != 0;
   }
@@ -78,7 +88,7 @@ class ListedColumns {
   __device__ __forceinline__ void fetch() {
     const bool covered = (pages_ >> next_ / kPageTokens % kPagesAWord & 1U) != 0;
     held_ = __ballot_sync(0xFFFFFFFF, slot_ >= 0 && !covered);
-    current_ = {next_, static_cast<unsigned>(slot_) * kBlockTokens +
+    current_ = {next_, static_cast<unsigned>(slot_) * (2 * kBlockTokens) +
                            static_cast<unsigned>(next_ & (kBlockTokens - 1))};
     next_ = upcoming_;
     look_up();
@@ -89,12 +99,13 @@ class ListedColumns {
   const std::uint32_t* seen_pages_;
   const std::int32_t* table_;
   int left_;  // columns not asked for
+  int prepared_ = 0;
   unsigned held_ = 0;
-  Column current_;
-  int next_;  // the next batch, with …
-  int slot_;
-  unsigned pages_;
-  int upcoming_;  // the one after
+  Column current_ = {};
+  int next_ = -1;  // the next batch, with …
+  int slot_ = kNoSlot;
+  unsigned pages_ = 0;
+  int upcoming_ = -1;  // the one after
 };
 
 // Keys of an item of the plan: pages, then columns.
@@ -106,6 +117,7 @@ class ListedColumnKeys : ListedKeys<C> {
   using Arguments = ListArguments;
   using Maps = ListMaps;
   using Pages::rows;
+  using typename Pages::Coming;
   static_assert(C::kGathers && C::kKeys % 32 == 0);
   static constexpr int kLaneKeys = C::kKeys / 32;  // lane l looks after rows l, l + 32, …
 
@@ -126,6 +138,7 @@ class ListedColumnKeys : ListedKeys<C> {
     bool pages = this->pages_.any();
     tile.gathered = more && !pages;
     if (!tile.gathered) {
+      columns_.prepare();
       tile.pages = Pages::take(pages);
       more = pages || columns_.any();
       return tile;
@@ -181,19 +194,23 @@ class ListedColumnKeys : ListedKeys<C> {
         static_cast<const char*>(p.pool) + half * kBlockTokens * kRowBytes + piece * kPiece;
     const std::uint32_t group =
         ptx::shared_address(target) + static_cast<std::uint32_t>(piece / kGroupPieces) * C::kGroupBytes;
+    // Rows of a group of 8 stand one behind the other, their pieces where the swizzle puts them.
+    constexpr int kTurnsOfEight = 8 / kRows;
+    std::uint32_t places[kTurnsOfEight];
+#pragma unroll
+    for (int i = 0; i < kTurnsOfEight; ++i) {
+      const int row = i * kRows + row_of_few;
+      places[i] = group + row * 128 + static_cast<std::uint32_t>((piece ^ row) % kGroupPieces) * kPiece;
+    }
 #pragma unroll
     for (int part = 0; part < kLaneKeys; ++part) {
-#pragma unroll 4
+#pragma unroll
       for (int i = 0; i < 32 / kRows; ++i) {
-        const int row = i * kRows + row_of_few;
-        const unsigned key = __shfl_sync(0xFFFFFFFF, source.source[part], row);
+        const unsigned key = __shfl_sync(0xFFFFFFFF, source.source[part], i * kRows + row_of_few);
         const bool there = key != ListedColumns::kNowhere;
-        // A slot is 64 rows of keys and 64 of values.
-        const std::int64_t pool_row =
-            there ? std::int64_t{key / kBlockTokens} * (2 * kBlockTokens) + key % kBlockTokens : 0;
-        const std::uint32_t place = group + (32 * part + row) / 8 * C::kEightRowsBytes + row % 8 * 128 +
-                                    static_cast<std::uint32_t>((piece ^ row) % kGroupPieces) * kPiece;
-        ptx::copy_16_bytes(place, pool + pool_row * kRowBytes, there);
+        const std::uint32_t place =
+            places[i % kTurnsOfEight] + (32 * part / 8 + i / kTurnsOfEight) * C::kEightRowsBytes;
+        ptx::copy_16_bytes(place, pool + (there ? std::uint64_t{key} * kRowBytes : 0), there);
       }
     }
     ptx::arrive_after_copies(full);
@@ -207,7 +224,7 @@ class ListedColumnKeys : ListedKeys<C> {
                                                              int row_block) {
     const int list = head / p.heads_a_list;
     const std::int64_t row = static_cast<std::int64_t>(list) * p.row_blocks + row_block;
-    return ListedColumns(p.columns + list * p.column_stride, __ldg(&p.row_columns[row].reachable),
+    return ListedColumns(p.columns + list * p.column_stride, &p.row_columns[row].reachable,
                          p.seen_pages + row * p.page_words, p.table + (head / p.group) * p.table_stride);
   }
 

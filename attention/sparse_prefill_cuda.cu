@@ -301,7 +301,7 @@ bool check_sparse_prefill(const SparsePrefillParams& p) {
   TESSERA_CHECK(rows == kPageTokens || rows == 2 * kPageTokens || rows == kQueryBlockRows ||
                 rows == 2 * kQueryBlockRows);
   if (p.lists.columns != nullptr) {
-    constexpr std::int64_t kMostGathered = 1 << 26;  // slots: their rows fit in 32 bits
+    constexpr std::int64_t kMostGathered = 1 << 25;  // slots: their rows fit in 32 bits
     TESSERA_CHECK(p.lists.column_counts != nullptr && p.lists.column_stride >= 0);
     TESSERA_CHECK(p.pool_slots <= kMostGathered && p.lists.heads < (1 << 16));
   }

@@ -184,6 +184,33 @@ class ListedKeys {
   __device__ __forceinline__ ListedKeys(const ListArguments& p, int item)
       : ListedKeys(p, load_item(p.order + item)) {}
 
+  // Of an item that comes next, what its beginning needs, which hangs together in three loads: read into L1
+  // beside the third to fifth tile of the item before, when its ring is full.
+  class Coming {
+   public:
+    __device__ __forceinline__ void look(const ListArguments& p, int item, int tile) {
+      if (item >= p.items) return;
+      if (tile == 2) {
+        item_ = load_item(p.order + item);
+      } else if (tile == 3) {
+        const int index = item_.count - 1 - static_cast<int>(threadIdx.x % 32);
+        touch(p.rows + item_.row % p.row_blocks);
+        entry_ = index >= 0 ? __ldg(&p.entries[item_.begin + index].bits) : 0U;
+        if (index >= 32) touch(p.entries + item_.begin + index - 32);
+      } else if (tile == 4 && entry_ != 0 && static_cast<int>(entry_ >> 4) * kBlockTokens < p.length) {
+        touch(p.table + item_.row / p.row_blocks / p.group * p.table_stride + (entry_ >> 4));
+      }
+    }
+
+   private:
+    static __device__ __forceinline__ void touch(const void* address) {
+      int word = 0;
+      asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(word) : "l"(address));
+    }
+    ListItem item_ = {};
+    unsigned entry_ = 0;
+  };
+
   __device__ __forceinline__ const ItemRows<C>& rows() const { return bounds_.rows; }
   __device__ __forceinline__ bool any() { return pages_.any(); }
 

@@ -7,6 +7,7 @@
 
 #include "attention/block_select.cuh"
 #include "attention/ptx/mma.cuh"
+#include "attention/ptx/shared_address.cuh"
 #include "runtime/core/cuda_launch.hpp"
 #include "runtime/core/error.hpp"
 
@@ -86,6 +87,20 @@ __device__ __forceinline__ uint4 load_means(const Element* address) {
   return __ldg(reinterpret_cast<const uint4*>(address));
 }
 
+// What a lane leaves in shared memory for itself. The compiler does not look through these.
+__device__ __forceinline__ void store_words(uint4* target, std::uint32_t a, std::uint32_t b, std::uint32_t c,
+                                            std::uint32_t d) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};\n" ::"r"(ptx::shared_address(target)), "r"(a),
+               "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+__device__ __forceinline__ void load_words(std::uint32_t (&words)[4], const uint4* source) {
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(ptx::shared_address(source))
+               : "memory");
+}
+
 // Grid (tiles of keys, tiles of rows of the chunk, heads). A warp has 16 rows in registers and goes through
 // the keys of the tile, which its CTA's warps find in L1. Channels in the order of block_prefill_kernel.cuh.
 template <int kHeadDim>
@@ -102,23 +117,26 @@ __global__ void __launch_bounds__(kScoreThreads) score_small_kernel(const SmallS
   const int first_key = static_cast<int>(blockIdx.x) * kScoreKeys;
   const int end_row = min(rows, static_cast<int>(p.first_row + p.chunk_rows));
   if (first >= end_row || first_key > first + 15) return;
-  std::uint32_t q_high[2 * kGroups][4];
-  std::uint32_t q_low[2 * kGroups][4];
+  // Operands of this lane, high and low parts. By way of shared memory, since a product wants its four words
+  // in neighbouring registers, and a load of 16 bytes would tie them to others.
+  __shared__ uint4 queries[kScoreWarps][2 * kGroups][32];
+  std::uint32_t q[2][2 * kGroups][4];
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const std::int64_t row = static_cast<std::int64_t>(head) * rows + min(first + g + 8 * r, rows - 1);
+  for (int part = 0; part < 2; ++part) {
+    const Element* const means = part == 0 ? p.q.high : p.q.low;
+    const std::int64_t row = static_cast<std::int64_t>(head) * rows;
+    const Element* const upper = means + (row + min(first + g, rows - 1)) * kHeadDim + 8 * t;
+    const Element* const lower = means + (row + min(first + g + 8, rows - 1)) * kHeadDim + 8 * t;
 #pragma unroll
     for (int j = 0; j < kGroups; ++j) {
-      const uint4 high = load_means(p.q.high + row * kHeadDim + 32 * j + 8 * t);
-      const uint4 low = load_means(p.q.low + row * kHeadDim + 32 * j + 8 * t);
-      q_high[2 * j][r] = high.x;
-      q_high[2 * j][2 + r] = high.y;
-      q_high[2 * j + 1][r] = high.z;
-      q_high[2 * j + 1][2 + r] = high.w;
-      q_low[2 * j][r] = low.x;
-      q_low[2 * j][2 + r] = low.y;
-      q_low[2 * j + 1][r] = low.z;
-      q_low[2 * j + 1][2 + r] = low.w;
+      const uint4 a = load_means(upper + 32 * j);
+      const uint4 b = load_means(lower + 32 * j);
+      store_words(&queries[threadIdx.x / 32][2 * j][lane], a.x, b.x, a.y, b.y);
+      store_words(&queries[threadIdx.x / 32][2 * j + 1][lane], a.z, b.z, a.w, b.w);
+    }
+#pragma unroll
+    for (int step = 0; step < 2 * kGroups; ++step) {
+      load_words(q[part][step], &queries[threadIdx.x / 32][step][lane]);
     }
   }
   const int kv_head = head / (p.problem.heads / p.problem.kv_heads);
@@ -133,12 +151,14 @@ __global__ void __launch_bounds__(kScoreThreads) score_small_kernel(const SmallS
     for (int j = 0; j < kGroups; ++j) {
       const uint4 high = load_means(p.k.high + key * kHeadDim + 32 * j + 8 * t);
       const uint4 low = load_means(p.k.low + key * kHeadDim + 32 * j + 8 * t);
-      Mma::multiply_add(main, q_high[2 * j], high.x, high.y);
-      Mma::multiply_add(small[0], q_high[2 * j], low.x, low.y);
-      Mma::multiply_add(small[1], q_low[2 * j], high.x, high.y);
-      Mma::multiply_add(main, q_high[2 * j + 1], high.z, high.w);
-      Mma::multiply_add(small[0], q_high[2 * j + 1], low.z, low.w);
-      Mma::multiply_add(small[1], q_low[2 * j + 1], high.z, high.w);
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+        const std::uint32_t k_high[2] = {step == 0 ? high.x : high.z, step == 0 ? high.y : high.w};
+        const std::uint32_t k_low[2] = {step == 0 ? low.x : low.z, step == 0 ? low.y : low.w};
+        Mma::multiply_add(main, q[0][2 * j + step], k_high[0], k_high[1]);
+        Mma::multiply_add(small[0], q[0][2 * j + step], k_low[0], k_low[1]);
+        Mma::multiply_add(small[1], q[1][2 * j + step], k_high[0], k_high[1]);
+      }
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -166,6 +186,37 @@ __device__ __forceinline__ int cta_sum(int mine, int (&of_warp)[kChooseWarps]) {
 #pragma unroll
   for (int warp = 0; warp < kChooseWarps; ++warp) sum += of_warp[warp];
   return sum;
+}
+
+// Four neighbouring keys of a lane against a border, a bit each.
+struct Four {
+  unsigned above = 0;
+  unsigned equal = 0;
+  __device__ __forceinline__ Four(const std::uint32_t* keys, int first, int end, std::uint32_t border) {
+    if (first >= end) return;
+    const uint4 four = *reinterpret_cast<const uint4*>(keys + first);
+    const std::uint32_t values[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (first + e >= end) continue;
+      above |= values[e] > border ? 1U << e : 0U;
+      equal |= values[e] == border ? 1U << e : 0U;
+    }
+  }
+};
+
+// How many of four bits a lane the lanes before have, and all together.
+__device__ __forceinline__ int before_lane(unsigned bits, int& all) {
+  const unsigned lower = (1U << threadIdx.x % 32) - 1;
+  int before = 0;
+  all = 0;
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    const unsigned lanes = __ballot_sync(0xFFFFFFFF, (bits >> e & 1U) != 0);
+    before += __popc(lanes & lower);
+    all += __popc(lanes);
+  }
+  return before;
 }
 
 // Grid (rows of the chunk, heads). Shared memory: the row's keys, in whole steps; those behind are 0.
@@ -221,14 +272,16 @@ __global__ void __launch_bounds__(kChooseThreads) choose_small_kernel(const Smal
   }
 
   // Each warp writes what it has of its part of the row, behind what the warps before it have.
-  const int part = (count + 32 * kChooseWarps - 1) / (32 * kChooseWarps) * 32;
+  constexpr int kRun = 4 * 32;
+  const int part = (count + kRun * kChooseWarps - 1) / (kRun * kChooseWarps) * kRun;
   const int begin = min(warp * part, count);
   const int end = min(begin + part, count);
   int above = 0;
   int equal = 0;
-  for (int i = begin + lane; i < end; i += 32) {
-    above += keys[i] > lowest;
-    equal += keys[i] == lowest;
+  for (int i = begin + 4 * lane; i < end; i += kRun) {
+    const Four four(keys, i, end, lowest);
+    above += __popc(four.above);
+    equal += __popc(four.equal);
   }
   above = __reduce_add_sync(0xFFFFFFFF, above);
   equal = __reduce_add_sync(0xFFFFFFFF, equal);
@@ -256,22 +309,28 @@ __global__ void __launch_bounds__(kChooseThreads) choose_small_kernel(const Smal
   BlockEntry* out = p.entries + list_begin + above_before + min(equal_before, all_ties);
   const int pages = static_cast<int>(problem.edge) / kPageTokens;
   const auto last = static_cast<int>(min(problem.tokens, (row + 1) * problem.edge)) - 1;  // query of the row
-  for (int start = begin; start < end; start += 32) {
-    const int i = start + lane;
-    const std::uint32_t key = i < end ? keys[i] : 0;
-    const bool is_equal = i < end && key == lowest;
-    const unsigned equals = __ballot_sync(0xFFFFFFFF, is_equal);
-    const unsigned before = (1U << lane) - 1;
-    const bool kept = i < end && (key > lowest || (is_equal && __popc(equals & before) < ties));
-    const unsigned taken = __ballot_sync(0xFFFFFFFF, kept);
-    if (kept) {
-      const int page = i * pages;
+  for (int start = begin; start < end; start += kRun) {
+    const int i = start + 4 * lane;
+    const Four four(keys, i, end, lowest);
+    unsigned kept = four.above;
+    if (__any_sync(0xFFFFFFFF, four.equal != 0)) {
+      int all = 0;
+      int rank = before_lane(four.equal, all);
+      for (unsigned left = four.equal; left != 0; left &= left - 1) {
+        if (rank++ < ties) kept |= left & -left;
+      }
+      ties = max(0, ties - all);
+    }
+    int taken = 0;
+    BlockEntry* place = out + before_lane(kept, taken);
+    out += taken;
+    for (; kept != 0; kept &= kept - 1) {
+      const int page = (i + __ffs(static_cast<int>(kept)) - 1) * pages;
       const int seen = min(pages, last / kPageTokens - page + 1);
       const unsigned mask = ((1U << seen) - 1) << page % kSmallBlockPages;
-      out[__popc(taken & before)].bits = static_cast<std::uint32_t>(page / kSmallBlockPages) << 4 | mask;
+      place->bits = static_cast<std::uint32_t>(page / kSmallBlockPages) << 4 | mask;
+      ++place;
     }
-    ties = max(0, ties - __popc(equals));
-    out += __popc(taken);
   }
 }
 

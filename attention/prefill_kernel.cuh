@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     }
     for (BegunItem& begun : s.begun) {
       ptx::barrier_init(&begun.full, 1);
-      ptx::barrier_init(&begun.empty, 1);
+      ptx::barrier_init(&begun.empty, C::kReleaseLanes);
     }
     ptx::fence_barrier_init();
   }

@@ -60,7 +60,7 @@ template <class C>
 __device__ __forceinline__ void announce(std::uint64_t* full) {
   constexpr std::uint32_t kTileBytes = C::kKeys * C::kHeadDim * sizeof(typename C::T);
   ptx::barrier_arrive_expect(full, kTileBytes);
-  if constexpr (C::kFullArrivals > 1) ptx::barrier_arrive(full, C::kFullArrivals - 1);
+  if constexpr (C::kGathers) ptx::barrier_arrive(full, C::kFullArrivals - 1);
 }
 
 // Keys of a dense item: every block up to the diagonal that the table holds.
@@ -313,7 +313,7 @@ __device__ __forceinline__ void produce_values(const typename Keys::Arguments& p
     ptx::barrier_wait(&begun.full, item_place.parity);
     const int item = begun.item;
     __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::barrier_arrive(&begun.empty);
+    if (C::kReleaseLanes == 32 || threadIdx.x % 32 == 0) ptx::barrier_arrive(&begun.empty);
     item_place.advance();
     if (item >= p.items) break;
     Keys keys(p, item);

@@ -21,8 +21,8 @@ inline constexpr int kBlockRows = 64;    // rows of a query block and of a block
 // kPartRows: neighbouring keys of the cache that a tile is pieced together from, a block or a page;
 // kRings: 1, the warpgroups read the same tiles, or kConsumers, each reads its own;
 // kGathers: some tiles are gathered key by key;
-// kReleaseLanes: of a consumer's warp, that release what it has read: 1 or all 32, for tools that follow no
-// other order than that of a barrier's arrivals.
+// kReleaseLanes: of a warp, that arrive at a barrier for what it has read or told: 1 or all 32, for tools
+// that do not follow the order of a warp's lanes and the one that arrives.
 template <typename T_, int kHeadDim_, int kConsumers_, int kKeys_, int kStages_, bool kTurns_, int kSlack_,
           int kQuerySteps_, int kPartRows_ = kBlockRows, int kRings_ = 1, bool kGathers_ = false,
           int kReleaseLanes_ = 1>
@@ -60,7 +60,8 @@ struct PrefillConfig {
   static constexpr int kEightRowsBytes = kListed ? kGroups * 1024 : 1024;  // to the next 8 rows
   static constexpr int kGroupBytes = kListed ? 1024 : kKeys * 128;         // to the next 64 channels
   // At a barrier of keys or values: of the leader, and of each lane that gathers.
-  static constexpr int kFullArrivals = kGathers ? 33 : 1;
+  static constexpr int kFullArrivals = kGathers ? 33 : kReleaseLanes;
+  static_assert(kReleaseLanes == 1 || (kListed && !kGathers));
 };
 
 struct PrefillArguments {

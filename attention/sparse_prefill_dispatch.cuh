@@ -22,7 +22,7 @@ struct ListedConfig<T, 64, 128, kColumns>
     : PrefillConfig<T, 64, 2, 128, 2, true, 8, 0, kPageTokens, 1, kColumns> {};
 template <typename T, bool kColumns>
 struct ListedConfig<T, 128, 128, kColumns>
-    : PrefillConfig<T, 128, 2, 128, 2, true, 8, kColumns ? 0 : 8, kPageTokens, 1, kColumns> {};
+    : PrefillConfig<T, 128, 2, 128, 2, kColumns, 8, kColumns ? 0 : 8, kPageTokens, 1, kColumns> {};
 template <typename T, bool kColumns>
 struct ListedConfig<T, 256, 128, kColumns>
     : PrefillConfig<T, 256, 2, 64, 2, true, 8, 0, kPageTokens, 1, kColumns> {};

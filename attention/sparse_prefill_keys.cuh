@@ -242,7 +242,11 @@ class ListedKeys {
                                               typename C::T* target, std::uint64_t* full, const Tile& source,
                                               int half) {
     const int lane = static_cast<int>(threadIdx.x % 32);
-    if (lane == 0) announce<C>(full);
+    if (lane == 0) {
+      announce<C>(full);
+    } else if (C::kReleaseLanes == 32) {
+      ptx::barrier_arrive(full);
+    }
     __syncwarp();
     if (lane >= C::kParts || source.boxes == 0) return;
     typename C::T* const rows = target + lane * kPageTokens * C::kHeadDim;

@@ -106,12 +106,12 @@ void check_shared_model(const RunShape& run, const CudaInfo& gpus, const Machine
 
 void check_device_run(const ModelConfig& config, const AttentionPlan& plan, const RunShape& run,
                       const MachineShare& share) {
-  if (run.grid.sp > 1) {
+  // Sums over the ranks of a model (device_tensor_cuda.cu) are built but have not been run on GPUs.
+  if (run.grid.tp > 1 || run.grid.sp > 1) {
     throw UsageError(
-        "--sp {}: with --device cuda a prompt stays on one rank, or those of --tp, so far; use --sp 1, --tp "
-        "T "
-        "for larger models, and more ranks for more samples at a time",
-        run.grid.sp);
+        "--tp {} --sp {}: with --device cuda a model runs on one rank so far; use --tp 1 --sp 1, and more "
+        "ranks for more samples at a time",
+        run.grid.tp, run.grid.sp);
   }
   if (config.dtype == DType::kF32) {
     throw UsageError(

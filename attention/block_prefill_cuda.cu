@@ -17,7 +17,7 @@ template <typename T>
 void launch_blocks(const BlockPrefillArguments& a, int head_dim, StreamView stream) {
   int multiprocessors = 0;
   CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, stream.device.ordinal));
-  const int resident = multiprocessors * (head_dim == 64 ? kBlockPrefillCtas<64> : kBlockPrefillCtas<128>);
+  const int resident = head_dim == 64 ? 2 * multiprocessors : multiprocessors;
   const int ctas = std::min(resident, static_cast<int>(ceil_div(a.tiles, kBlockPrefillWarps)));
   const LaunchShape shape = {.grid = dim3(static_cast<unsigned>(ctas)), .block = kBlockPrefillThreads};
   if (head_dim == 64) {
@@ -37,7 +37,7 @@ void check_block_prefill(const SparsePrefillParams& p) {
         "blocks of 64 or 128 rows",
         p.lists.rows_per_block);
   }
-  constexpr std::int64_t kMostSlots = 1 << 28;  // pages of keys and of values fit in int
+  constexpr std::int64_t kMostSlots = 1 << 29;  // pages of the pool fit in int
   TESSERA_CHECK(p.lists.columns == nullptr && p.pool_slots < kMostSlots);
   TESSERA_CHECK(2 * p.row_blocks * p.heads < (1LL << 31));
 }

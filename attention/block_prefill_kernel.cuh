@@ -22,11 +22,8 @@
 namespace tessera::cuda {
 
 inline constexpr int kWarpRows = 16;
-inline constexpr int kBlockPrefillWarps = 4;
+inline constexpr int kBlockPrefillWarps = 8;
 inline constexpr int kBlockPrefillThreads = 32 * kBlockPrefillWarps;
-// CTAs of a multiprocessor: what hides the latency of L2 is the number of warps, and registers limit it.
-template <int kHeadDim>
-inline constexpr int kBlockPrefillCtas = kHeadDim == 64 ? 4 : 3;
 
 struct BlockPrefillArguments {
   const std::int32_t* table;  // (K, table_stride)
@@ -51,7 +48,7 @@ struct BlockPrefillArguments {
 };
 
 struct ListedPage {
-  int place;  // slot · 8 + page of the block: keys of 16 rows, counted through the pool
+  int place;  // slot · 4 + page of the block
   int first;  // position of its first key
 };
 
@@ -87,7 +84,7 @@ class PageWalk {
     }
     const int index = __ffs(static_cast<int>(mask_)) - 1;
     mask_ &= mask_ - 1;
-    page.place = slot_ * (2 * kBlockPages) + index;
+    page.place = slot_ * kBlockPages + index;
     page.first = block_ * kBlockTokens + index * kPageTokens;
     return true;
   }
@@ -150,8 +147,7 @@ struct WarpRows {
   static constexpr float kSlack = 8;
   using Mma = ptx::MmaType<T>;
 
-  // Of this lane, in shared memory: (2 · kGroups) steps 32 apart. Registers are for what is on its way.
-  uint4* q;
+  std::uint32_t q[2 * kGroups][4];
   uint4 keys[kGroups][2];
   uint4 values[kHalves][4];
   float out[kHalves][8][4];
@@ -163,17 +159,18 @@ struct WarpRows {
                                         int tokens) {
     const int g = static_cast<int>(threadIdx.x % 32) / 4;
     const int t = static_cast<int>(threadIdx.x % 4);
-    const int row[2] = {min(g, tokens - 1), min(g + 8, tokens - 1)};
-#pragma unroll
-    for (int j = 0; j < kGroups; ++j) {
-      const uint4 a = load_chunk(q_rows + row[0] * stride + 32 * j + 8 * t);
-      const uint4 b = load_chunk(q_rows + row[1] * stride + 32 * j + 8 * t);
-      q[32 * (2 * j)] = make_uint4(a.x, b.x, a.y, b.y);
-      q[32 * (2 * j + 1)] = make_uint4(a.z, b.z, a.w, b.w);
-    }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      position[r] = first_position + row[r];
+      const int row = min(g + 8 * r, tokens - 1);
+      position[r] = first_position + row;
+#pragma unroll
+      for (int j = 0; j < kGroups; ++j) {
+        const uint4 words = load_chunk(q_rows + row * stride + 32 * j + 8 * t);
+        q[2 * j][r] = words.x;
+        q[2 * j][2 + r] = words.y;
+        q[2 * j + 1][r] = words.z;
+        q[2 * j + 1][2 + r] = words.w;
+      }
       rows.top[r] = negative_infinity();
       rows.sum[r] = 0;
     }
@@ -213,20 +210,17 @@ struct WarpRows {
   }
 
   __device__ __forceinline__ void multiply_keys(float (&scores)[8]) const {
-    float parts[2][4] = {};
+    float parts[2][2][4] = {};  // even and odd steps apart: short chains
 #pragma unroll
     for (int j = 0; j < kGroups; ++j) {
-      const uint4 even = q[32 * (2 * j)];
-      const uint4 odd = q[32 * (2 * j + 1)];
-      const std::uint32_t a[2][4] = {{even.x, even.y, even.z, even.w}, {odd.x, odd.y, odd.z, odd.w}};
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        Mma::multiply_add(parts[n], a[0], keys[j][n].x, keys[j][n].y);
-        Mma::multiply_add(parts[n], a[1], keys[j][n].z, keys[j][n].w);
+        Mma::multiply_add(parts[0][n], q[2 * j], keys[j][n].x, keys[j][n].y);
+        Mma::multiply_add(parts[1][n], q[2 * j + 1], keys[j][n].z, keys[j][n].w);
       }
     }
 #pragma unroll
-    for (int i = 0; i < 8; ++i) scores[i] = parts[i / 4][i % 4];
+    for (int i = 0; i < 8; ++i) scores[i] = parts[0][i / 4][i % 4] + parts[1][i / 4][i % 4];
   }
 
   // Of a page that starts at `first`: keys that a row does not see, and those that do not exist, whose values
@@ -311,7 +305,7 @@ struct WarpRows {
 };
 
 template <typename T, int kHeadDim>
-__device__ __forceinline__ void attend_tile(const BlockPrefillArguments& p, int tile, uint4* q) {
+__device__ __forceinline__ void attend_tile(const BlockPrefillArguments& p, int tile) {
   const int copies = p.heads_a_list * p.tiles_a_block;
   const ListItem item = p.order[tile / copies];
   const int list = item.row / p.row_blocks;
@@ -326,7 +320,6 @@ __device__ __forceinline__ void attend_tile(const BlockPrefillArguments& p, int 
 
   const int kv_head = head / p.group;
   WarpRows<T, kHeadDim> rows;
-  rows.q = q;
   rows.begin(static_cast<const T*>(p.q) + token * p.q_row_stride + static_cast<std::int64_t>(head) * kHeadDim,
              p.q_row_stride, position, tokens);
   PageWalk walk(p.entries + item.begin, item.count, p.table + kv_head * p.table_stride,
@@ -334,7 +327,8 @@ __device__ __forceinline__ void attend_tile(const BlockPrefillArguments& p, int 
   constexpr int kPageElements = kPageTokens * kHeadDim;
   constexpr int kValues = kBlockTokens * kHeadDim;  // where they begin in a slot
   const auto keys_of = [&](const ListedPage& page) {
-    return static_cast<const T*>(p.pool) + static_cast<std::int64_t>(page.place) * kPageElements;
+    const std::int64_t slot = page.place / kBlockPages;
+    return static_cast<const T*>(p.pool) + slot * (2 * kValues) + page.place % kBlockPages * kPageElements;
   };
   const float scale_log2 = p.scale * 1.44269504F;
   ListedPage page;
@@ -356,20 +350,18 @@ __device__ __forceinline__ void attend_tile(const BlockPrefillArguments& p, int 
 // Tiles go to whoever is free, longest lists first: to a warp, or where several share a list to all warps of
 // a CTA at once.
 template <typename T, int kHeadDim>
-__global__ void __launch_bounds__(kBlockPrefillThreads, kBlockPrefillCtas<kHeadDim>)
+__global__ void __launch_bounds__(kBlockPrefillThreads, kHeadDim == 64 ? 2 : 1)
     block_prefill_kernel(const BlockPrefillArguments p) {
-  __shared__ uint4 queries[kBlockPrefillWarps][kHeadDim / 16][32];
   __shared__ int first_tile;
   const bool together = p.heads_a_list * p.tiles_a_block > 1;
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  uint4* const q = &queries[warp][0][threadIdx.x % 32];
   if (together) {
     for (;;) {
       __syncthreads();  // first_tile was read
       if (threadIdx.x == 0) first_tile = static_cast<int>(atomicAdd(p.counters, kBlockPrefillWarps));
       __syncthreads();
       if (first_tile >= p.tiles) break;
-      if (first_tile + warp < p.tiles) attend_tile<T, kHeadDim>(p, first_tile + warp, q);
+      if (first_tile + warp < p.tiles) attend_tile<T, kHeadDim>(p, first_tile + warp);
     }
   } else {
     for (;;) {
@@ -377,7 +369,7 @@ __global__ void __launch_bounds__(kBlockPrefillThreads, kBlockPrefillCtas<kHeadD
       if (threadIdx.x % 32 == 0) tile = static_cast<int>(atomicAdd(p.counters, 1U));
       tile = __shfl_sync(0xFFFFFFFF, tile, 0);
       if (tile >= p.tiles) break;
-      attend_tile<T, kHeadDim>(p, tile, q);
+      attend_tile<T, kHeadDim>(p, tile);
     }
   }
   __syncthreads();

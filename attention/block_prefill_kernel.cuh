@@ -3,8 +3,8 @@
 // keys. A page of 16 keys meets these 16 rows only, so nothing is gained by a stop in shared memory: lanes
 // load the operands of mma.sync from L2 straight into registers, 16 bytes each. That takes channels in an
 // order of its own (products do not mind, as long as both sides agree) and, for values, pairs of keys put
-// together by byte_perm. Time is that of reading 4 · 16 · D bytes from L2 for each 16 × 16 pairs; warps of a
-// CTA that share a list walk it together, and find most of that in L1.
+// together by byte_perm. Every 16 × 16 pairs read 64 · D bytes, and that is what takes the time. Warps of a
+// CTA that share a list walk it together.
 //
 // Lane l = 4g + t holds (ptx/mma.cuh)
 //   Q   rows g, g + 8; of 32 channels from 32j on those from 8t on: two steps of four channels

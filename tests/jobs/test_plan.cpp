@@ -42,7 +42,7 @@ PlanProblem sparse(PlanProblem p, const char* prefill, const char* decode, doubl
 }
 
 doctest::Approx near(double value, double share = 0.01) {
-  return doctest::Approx(value).epsilon(share);
+  return doctest::Approx(value).epsilon(share).scale(0);  // relative alone: seconds and shares are below 1
 }
 
 }  // namespace
@@ -87,12 +87,12 @@ TEST_CASE("plan: 72B at 128K has the floors of DESIGN.md section 8") {
   CHECK(grid.prefill_s == near(18.4e15 / 671e12 + passes / 4.47e12 + 22.5e15 / 690e12));
   // All weights but the rows of the embedding table, and the cache at its mean length, at the read limit.
   const double read = 145.41e9 - 2 * V * d + 327680 * (L + 512);
-  CHECK(grid.step_s == near(read / 4.47e12 + N * 28e-6));
+  CHECK(grid.step_s == near(read / 4.47e12 + N * 25e-6));
   CHECK(grid.sample_s == near(grid.prefill_s + 1023 * grid.step_s, 1e-9));
   CHECK(!grid.fits());
 }
 
-// Medians of `eval --device cuda` on an H100, prompts of 32,768 tokens, 16 of an answer, batch 1.
+// Medians of `eval --device cuda` on an H100, prompts of 32,768 tokens, batch 1.
 TEST_CASE("plan: three shapes take what one GPU was seen to take, within 15 %") {
   struct Seen {
     const char* model;
@@ -100,8 +100,8 @@ TEST_CASE("plan: three shapes take what one GPU was seen to take, within 15 %") 
   };
   MachineOptions h100;
   h100.machine = "h100";
-  for (const Seen& seen : {Seen{"Qwen2.5-7B", 0.9906, 6.097e-3}, Seen{"Qwen2.5-3B", 0.5424, 3.384e-3},
-                           Seen{"Qwen2.5-0.5B", 0.1366, 1.073e-3}}) {
+  for (const Seen& seen : {Seen{"Qwen2.5-7B", 0.9820, 5.960e-3}, Seen{"Qwen2.5-3B", 0.5311, 3.068e-3},
+                           Seen{"Qwen2.5-0.5B", 0.1339, 0.936e-3}}) {
     CAPTURE(seen.model);
     const PlanProblem problem = problem_of(config_of(published(seen.model)), 32768);
     const GridPlan grid = make_plan(problem, make_machine(h100)).grids.front();

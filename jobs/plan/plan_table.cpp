@@ -155,8 +155,11 @@ std::vector<Line> heading(const PlanReport& r) {
   add(m.attention.of(r.setup.problem->config.head_dim), "FLOP/s", "in attention");
   add(m.bandwidth, "B/s", "from memory");
   add(m.link_bandwidth, "B/s", "from other ranks");
-  add(m.link_latency, "s", "a collective");
-  add(m.layer_latency, "s", "a layer of a decode step");
+  const auto add_latency = [&](double seconds, const char* what) {
+    if (seconds > 0) machine += fmt::format(", {:.3g} us {}", seconds * 1e6, what);
+  };
+  add_latency(m.link_latency, "a collective");
+  add_latency(m.layer_latency, "a layer of a decode step");
   lines.push_back({"machine", machine});
   return lines;
 }

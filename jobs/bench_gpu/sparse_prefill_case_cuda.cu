@@ -7,15 +7,12 @@
 #include "jobs/bench_gpu/sparse_prefill_case.hpp"
 #include "jobs/plan/plan_sparsity.hpp"
 #include "runtime/core/error.hpp"
+#include "runtime/model/accounting.hpp"
 
 namespace tessera::cuda {
 namespace {
 
 constexpr std::int64_t kWindow = 256;  // queries that vertical_slash and flexprefill estimate by
-
-double causal_of(std::int64_t tokens) {
-  return 0.5 * static_cast<double>(tokens) * static_cast<double>(tokens + 1);
-}
 
 // Attention to lists of blocks, and columns where there are some.
 class Lists {
@@ -90,7 +87,7 @@ class BlockCase : public SparsePrefillCase {
       const auto blocks = static_cast<double>(std::min(row + 1, p.budget));
       visible += (blocks - 1) * static_cast<double>(p.edge) * queries + queries * (queries + 1) / 2;
     }
-    return visible / causal_of(p.tokens);
+    return visible / static_cast<double>(causal_pairs(p.tokens, 0));
   }
 
   DeviceBlockSelectParams choice_;
@@ -168,7 +165,7 @@ class LineCase : public SparsePrefillCase {
     synchronize(gpu.stream());
     double all = 0;
     for (const std::uint64_t pairs : visible) all += static_cast<double>(pairs);
-    return all / (causal_of(p.tokens) * static_cast<double>(lists));
+    return all / (static_cast<double>(causal_pairs(p.tokens, 0)) * static_cast<double>(lists));
   }
 
  private:

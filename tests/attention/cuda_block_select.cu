@@ -223,18 +223,17 @@ void check(Gpu& gpu, const Case& c, std::uint64_t seed) {
   CHECK(at_border <= 1 + static_cast<std::size_t>(c.heads * rows) / 10);
 }
 
-}  // namespace
-
-TEST_CASE("block_sparse on the GPU: the CPU's choice") {
+// Fresh problems of every kind: with and without ties, of these edges, head dimensions and lengths.
+void check_every(std::vector<std::int64_t> edges, std::vector<int> head_dims,
+                 std::vector<std::int64_t> lengths) {
   Gpu gpu;
   const std::uint64_t seed = cuda_test::fresh_seed();
   CAPTURE(seed);
   std::mt19937_64 rng(seed);
-  const std::int64_t lengths[] = {1, 15, 64, 65, 127, 128, 129, 200, 1000, 4097};
   const std::int64_t budgets[] = {1, 3, 4, 7, 20, 100000};
   for (bool ties : {false, true}) {
-    for (std::int64_t edge : {64, 128}) {
-      for (int head_dim : {64, 128, 256}) {
+    for (std::int64_t edge : edges) {
+      for (int head_dim : head_dims) {
         for (std::int64_t length : lengths) {
           Case c;
           c.tokens = length;
@@ -252,31 +251,14 @@ TEST_CASE("block_sparse on the GPU: the CPU's choice") {
   }
 }
 
+}  // namespace
+
+TEST_CASE("block_sparse on the GPU: the CPU's choice") {
+  check_every({64, 128}, {64, 128, 256}, {1, 15, 64, 65, 127, 128, 129, 200, 1000, 4097});
+}
+
 TEST_CASE("block_sparse on the GPU: small blocks, the CPU's choice but at the border") {
-  Gpu gpu;
-  const std::uint64_t seed = cuda_test::fresh_seed();
-  CAPTURE(seed);
-  std::mt19937_64 rng(seed);
-  const std::int64_t lengths[] = {1, 15, 16, 17, 31, 33, 64, 65, 127, 129, 200, 1000, 4097};
-  const std::int64_t budgets[] = {1, 3, 4, 7, 20, 100000};
-  for (bool ties : {false, true}) {
-    for (std::int64_t edge : {16, 32}) {
-      for (int head_dim : {64, 128}) {
-        for (std::int64_t length : lengths) {
-          Case c;
-          c.tokens = length;
-          c.kv_heads = 1 + static_cast<int>(rng() % 2);
-          c.heads = c.kv_heads * (1 + static_cast<int>(rng() % 4));
-          c.head_dim = head_dim;
-          c.dtype = rng() % 2 == 0 ? DType::kBF16 : DType::kF16;
-          c.edge = edge;
-          c.budget = budgets[rng() % 6];
-          c.ties = ties;
-          check(gpu, c, rng());
-        }
-      }
-    }
-  }
+  check_every({16, 32}, {64, 128}, {1, 15, 16, 17, 31, 33, 64, 65, 127, 129, 200, 1000, 4097});
 }
 
 TEST_CASE("block_sparse on the GPU: small blocks, several chunks of long rows") {
